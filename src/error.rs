@@ -1,0 +1,91 @@
+//! What can go wrong, in words for the person who has to mend it, and the ttrpc status that
+//! containerd branches on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ttrpc::Code;
+
+/// The result of everything that can fail with an [`Error`].
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure: what was tried, on what, and what to do. The cause is `source`, said once.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The caller's input is wrong; nothing was changed.
+    #[error("{0}")]
+    Invalid(String),
+    /// A container or process that the caller named does not exist (any more).
+    #[error("{what} {id:?} not found")]
+    NotFound { what: &'static str, id: String },
+    /// Signals and other changes come too late: containerd's clients take this for "done".
+    #[error("process of {id:?} already finished")]
+    Finished { id: String },
+    /// An id that is in use.
+    #[error("{what} {id:?} already exists")]
+    Exists { what: &'static str, id: String },
+    /// The lifecycle has no such step from where the process is.
+    #[error("cannot {change} {id:?} while it is {state}")]
+    State { id: String, change: &'static str, state: &'static str },
+    /// None of the runtimes is there.
+    #[error(
+        "OCI runtime {name:?}: executable file not found: install it, or set `runtime` in \
+         /etc/berth/config.toml"
+    )]
+    NoRuntime { name: String },
+    /// The OCI runtime refused; its own words are in `message`, unchanged.
+    #[error("`{runtime} {command}` failed ({status}): {message}")]
+    Runtime { runtime: String, command: &'static str, status: String, message: String },
+    /// A step that outlived its deadline and was ended.
+    #[error("{what} did not end within {} s", limit.as_secs_f32())]
+    Deadline { what: String, limit: Duration },
+    /// A system call on a file failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// A system call that concerns no file failed.
+    #[error("cannot {action}: {source}")]
+    Sys { action: &'static str, source: io::Error },
+    /// A method or option that berth does not have. containerd falls back on this code only.
+    #[error("{0} is not implemented")]
+    Unimplemented(String),
+    /// The shim is ending and takes nothing new.
+    #[error("the shim is shutting down")]
+    ShuttingDown,
+    /// A message over ttrpc's limit of 4 MiB.
+    #[error("message of {0} bytes exceeds the limit of 4194304 bytes")]
+    TooLarge(usize),
+    /// The peer answered with a status of its own.
+    #[error("{message}")]
+    Remote { code: Code, message: String },
+}
+
+impl Error {
+    /// Wraps the failure of a system call on `path`; reads well after "cannot".
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// Wraps the failure of a system call without a path; reads well after "cannot".
+    pub(crate) fn sys(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Sys { action, source }
+    }
+
+    /// The status on the wire: gRPC's numbers, as containerd's errdefs package maps them.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::INVALID_ARGUMENT,
+            Self::NotFound { .. } | Self::Finished { .. } => Code::NOT_FOUND,
+            Self::Exists { .. } => Code::ALREADY_EXISTS,
+            Self::State { .. } | Self::NoRuntime { .. } => Code::FAILED_PRECONDITION,
+            Self::Runtime { .. } => Code::UNKNOWN,
+            Self::Deadline { .. } => Code::DEADLINE_EXCEEDED,
+            Self::Io { .. } | Self::Sys { .. } => Code::INTERNAL,
+            Self::Unimplemented(_) => Code::UNIMPLEMENTED,
+            Self::ShuttingDown => Code::UNAVAILABLE,
+            Self::TooLarge(_) => Code::RESOURCE_EXHAUSTED,
+            Self::Remote { code, .. } => *code,
+        }
+    }
+}

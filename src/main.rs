@@ -1,0 +1,3 @@
+//! The shim binary; see the library for everything.
+
+fn main() {}
