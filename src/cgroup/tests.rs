@@ -1,0 +1,202 @@
+//! Cgroups of this machine, v1 or v2, with real processes in them. Root is needed to make one;
+//! without it, or where no hierarchy can be written, these tests have nothing to say and pass.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+
+/// A cgroup in every hierarchy, ended and removed when dropped.
+struct Playground {
+    cgroup: Cgroup,
+    children: Vec<Child>,
+}
+
+impl Playground {
+    fn new(name: &str) -> Option<Self> {
+        let id = format!("berth-test-{}-{name}", std::process::id());
+        let text = fs::read_to_string("/proc/self/cgroup").unwrap();
+        // As a runtime would, from here: the same path in every hierarchy.
+        let path = |line: &str| {
+            let (front, _) = line.rsplit_once(':').unwrap();
+            format!("{front}:/{id}\n")
+        };
+        let process: String = text.lines().map(path).collect();
+        let cgroup = Hierarchies::read().unwrap().own(&process, &text)?;
+        let playground = Self { cgroup, children: Vec::new() };
+        for dir in playground.dirs() {
+            fs::create_dir(&dir).ok()?;
+            // A v1 cpuset takes processes only once it has CPUs and memory nodes.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if let Ok(value) = fs::read_to_string(dir.parent().unwrap().join(file)) {
+                    fs::write(dir.join(file), value).ok();
+                }
+            }
+        }
+        Some(playground)
+    }
+
+    fn dirs(&self) -> Vec<PathBuf> {
+        let v1 = self.cgroup.v1.iter().map(|dir| dir.path.clone());
+        v1.chain(self.cgroup.v2.clone()).collect()
+    }
+
+    /// Starts a process in `nested` of every hierarchy.
+    fn start(&mut self, nested: &str) -> Pid {
+        let child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+        let pid = Pid::new(i32::try_from(child.id()).unwrap()).unwrap();
+        self.children.push(child);
+        for dir in self.dirs() {
+            let dir = dir.join(nested);
+            fs::create_dir_all(&dir).unwrap();
+            if dir.join("cpuset.cpus").exists() && !nested.is_empty() {
+                continue; // would need its CPUs first
+            }
+            fs::write(dir.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+        pid
+    }
+
+    /// The signals that ended the processes.
+    fn ends(&mut self) -> Vec<Option<i32>> {
+        self.children.iter_mut().map(|child| child.wait().unwrap().signal()).collect()
+    }
+
+    fn remove(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.cgroup.remove().unwrap() == Removal::Busy {
+            assert!(Instant::now() < deadline, "busy");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Playground {
+    fn drop(&mut self) {
+        if let Some(freezer) = self.cgroup.controller("freezer") {
+            kill::thaw(freezer).ok();
+        }
+        for child in &mut self.children {
+            child.kill().ok();
+            child.wait().ok();
+        }
+        for _ in 0..100 {
+            match self.cgroup.remove() {
+                Ok(Removal::Busy) => std::thread::sleep(Duration::from_millis(5)),
+                _ => break,
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cgroup_is_found_counted_measured_killed_and_removed() {
+    let Some(mut playground) = Playground::new("life") else { return };
+    assert!(!playground.cgroup.populated().unwrap());
+    let init = playground.start("");
+    let found = Cgroup::of(init).unwrap().unwrap();
+    assert_eq!(found, playground.cgroup);
+    let mut pids = vec![init, playground.start("a"), playground.start("a/b")];
+    pids.sort_unstable();
+    assert_eq!(found.pids().unwrap(), Some(pids));
+    assert!(found.populated().unwrap());
+    assert_eq!(found.remove().unwrap(), Removal::Busy);
+
+    match stats::stats(&found).unwrap() {
+        stats::Stats::V1(metrics) => {
+            assert_eq!(metrics.pids.current, 3);
+            assert!(metrics.memory.usage.limit > 0 && !metrics.cpu.usage.per_cpu.is_empty());
+        }
+        stats::Stats::V2(metrics) => assert!(metrics.cpu.is_some()),
+    }
+
+    let written = serde_json::to_string(&found).unwrap();
+    let read: Cgroup = serde_json::from_str(&written).unwrap();
+    assert_eq!(read, found, "{written}");
+    read.kill_and_wait(Instant::now() + Duration::from_secs(5)).unwrap();
+    assert_eq!(playground.ends(), [Some(libc::SIGKILL); 3]);
+    assert!(!found.populated().unwrap());
+    playground.remove();
+
+    assert!(playground.dirs().iter().all(|dir| !dir.exists()));
+    assert_eq!((found.pids().unwrap(), found.populated().unwrap()), (None, false));
+    found.kill().unwrap();
+    assert_eq!(found.remove().unwrap(), Removal::Gone);
+    let gone = stats::stats(&found).unwrap_err();
+    assert!(matches!(gone, Error::NotFound { what: "cgroup", .. }), "{gone}");
+}
+
+#[test]
+fn frozen_processes_are_killed_too() {
+    let Some(mut playground) = Playground::new("frozen") else { return };
+    playground.start("");
+    playground.start("nested");
+    let (file, value) = match playground.cgroup.controller("freezer") {
+        Some(dir) => (dir.join("nested/freezer.state"), "FROZEN"),
+        None => (playground.dirs()[0].join("nested/cgroup.freeze"), "1"),
+    };
+    fs::write(file, value).unwrap();
+    playground.cgroup.kill_and_wait(Instant::now() + Duration::from_secs(5)).unwrap();
+    assert_eq!(playground.ends(), [Some(libc::SIGKILL); 2]);
+    playground.remove();
+}
+
+#[test]
+fn what_left_the_cgroup_is_not_killed() {
+    let Some(mut playground) = Playground::new("left") else { return };
+    let (member, stranger) = (playground.start(""), playground.start(""));
+    let dir = playground.cgroup.counted_in().next().unwrap().to_owned();
+    fs::write(dir.parent().unwrap().join("cgroup.procs"), stranger.to_string()).unwrap();
+    kill::each(&dir, &[member, stranger]).unwrap();
+    let mut children = playground.children.iter_mut();
+    let (member, stranger) = (children.next().unwrap(), children.next().unwrap());
+    assert_eq!(member.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert!(stranger.try_wait().unwrap().is_none(), "the stranger lives");
+}
+
+#[test]
+fn the_shims_own_cgroup_is_nobody_elses() {
+    let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+    let pid = Pid::new(i32::try_from(child.id()).unwrap()).unwrap();
+    let found = Cgroup::of(pid);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(found.unwrap(), None, "it is in ours");
+    assert_eq!(Cgroup::of(pid).unwrap(), None, "it has ended");
+}
+
+/// A directory that stands for a v2 cgroup.
+fn fake(files: &[(&str, &str)]) -> (tempfile::TempDir, Cgroup) {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    let cgroup = Cgroup { v1: Vec::new(), v2: Some(dir.path().to_owned()) };
+    (dir, cgroup)
+}
+
+#[test]
+fn v2_kills_all_at_once() {
+    let (dir, cgroup) = fake(&[
+        ("cgroup.procs", "1\n"),
+        ("cgroup.kill", ""),
+        ("cgroup.events", "populated 1\nfrozen 0\n"),
+    ]);
+    assert!(cgroup.populated().unwrap());
+    cgroup.kill().unwrap();
+    assert_eq!(fs::read_to_string(dir.path().join("cgroup.kill")).unwrap(), "1");
+    let late = cgroup.kill_and_wait(Instant::now()).unwrap_err();
+    assert!(matches!(late, Error::Deadline { .. }), "{late}");
+    fs::write(dir.path().join("cgroup.events"), "populated 0\n").unwrap();
+    cgroup.kill_and_wait(Instant::now()).unwrap();
+}
+
+#[test]
+fn a_cgroup_with_the_shim_in_it_is_not_killed() {
+    let me = format!("{}\n", std::process::id());
+    let (dir, cgroup) = fake(&[("cgroup.procs", &me), ("cgroup.kill", "")]);
+    let refused = cgroup.kill().unwrap_err();
+    assert!(matches!(refused, Error::Io { .. }), "{refused}");
+    assert_eq!(fs::read_to_string(dir.path().join("cgroup.kill")).unwrap(), "");
+}
