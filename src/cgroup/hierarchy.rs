@@ -105,7 +105,8 @@ impl Hierarchies {
     /// `path` is taken as absolute, and `..` does not lead out of the hierarchies.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with the path if no hierarchy has it; [`Error::Io`] if the kernel refuses.
+    /// [`Error::Invalid`] with the path if no hierarchy has it; [`Error::Io`] if the kernel
+    /// refuses.
     pub(crate) fn join(&self, path: &str, pid: Pid) -> Result<()> {
         let relative = clean(path);
         let mut joined = false;

@@ -108,7 +108,12 @@ fn a_cgroup_is_found_counted_measured_killed_and_removed() {
             assert_eq!(metrics.pids.current, 3);
             assert!(metrics.memory.usage.limit > 0 && !metrics.cpu.usage.per_cpu.is_empty());
         }
-        stats::Stats::V2(metrics) => assert!(metrics.cpu.is_some()),
+        stats::Stats::V2(metrics) => {
+            assert!(
+                metrics.cpu.is_some() && !metrics.pids.as_ref().is_some_and(|p| p.current != 3)
+            );
+            assert!(!metrics.memory.as_ref().is_some_and(|of| of.usage_limit != u64::MAX));
+        }
     }
 
     let written = serde_json::to_string(&found).unwrap();
@@ -164,6 +169,32 @@ fn the_shims_own_cgroup_is_nobody_elses() {
     child.wait().unwrap();
     assert_eq!(found.unwrap(), None, "it is in ours");
     assert_eq!(Cgroup::of(pid).unwrap(), None, "it has ended");
+}
+
+/// On a hybrid host too, where the v2 hierarchy has no controllers but all the rest.
+#[test]
+fn v2_cgroups_are_killed_whole_or_thread_by_thread() {
+    for kind in ["domain", "threaded"] {
+        let Some(mut playground) = Playground::new(kind) else { return };
+        let Some(top) = playground.cgroup.v2.clone() else { return };
+        let part = top.join("part");
+        fs::create_dir(&part).unwrap();
+        if kind == "threaded" {
+            fs::write(part.join("cgroup.type"), kind).unwrap();
+        }
+        let pids = vec![playground.start("")];
+        fs::write(part.join("cgroup.procs"), pids[0].to_string()).unwrap();
+        // A threaded one lists no processes and cannot be killed at once: both are refused.
+        let listed = fs::read_to_string(part.join("cgroup.procs"));
+        assert_eq!(listed.is_ok(), kind == "domain", "{listed:?}");
+        let part = Cgroup { v1: Vec::new(), v2: Some(part) };
+        assert_eq!(part.pids().unwrap(), Some(pids), "{kind}");
+        assert!(part.populated().unwrap(), "{kind}");
+        part.kill_and_wait(Instant::now() + Duration::from_secs(5)).unwrap();
+        assert_eq!(playground.ends(), [Some(libc::SIGKILL)], "{kind}");
+        assert!(matches!(stats::stats(&part).unwrap(), stats::Stats::V2(_)), "{kind}");
+        playground.remove();
+    }
 }
 
 /// A directory that stands for a v2 cgroup.

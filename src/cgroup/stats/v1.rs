@@ -323,7 +323,8 @@ mod tests {
                 &[
                     (
                         "memory.stat",
-                        "cache 1\nrss 2\npgpgin 3\ntotal_cache 4\nhierarchical_memsw_limit 5\ntotal_unevictable 6\n",
+                        "cache 1\nrss 2\npgpgin 3\ntotal_cache 4\nhierarchical_memsw_limit 5\n\
+                         total_unevictable 6\n",
                     ),
                     ("memory.oom_control", "oom_kill_disable 0\nunder_oom 1\noom_kill 2\n"),
                     ("memory.usage_in_bytes", "10\n"),

@@ -236,14 +236,16 @@ mod tests {
             ("cgroup.controllers", "cpuset cpu io memory hugetlb pids rdma misc\n"),
             (
                 "cpu.stat",
-                "usage_usec 9\nuser_usec 5\nsystem_usec 4\nnr_periods 3\nnr_throttled 2\nthrottled_usec 1\nnr_bursts 7\nburst_usec 8\n",
+                "usage_usec 9\nuser_usec 5\nsystem_usec 4\nnr_periods 3\nnr_throttled 2\n\
+                 throttled_usec 1\nnr_bursts 7\nburst_usec 8\n",
             ),
             ("cpu.pressure", psi),
             ("pids.current", "2\n"),
             ("pids.max", "max\n"),
             (
                 "memory.stat",
-                "anon 11\nfile 12\nworkingset_refault_anon 3\nworkingset_refault_file 4\nthp_collapse_alloc 5\nnew 1\n",
+                "anon 11\nfile 12\nworkingset_refault_anon 3\nworkingset_refault_file 4\n\
+                 thp_collapse_alloc 5\nnew 1\n",
             ),
             ("memory.current", "100\n"),
             ("memory.max", "max\n"),
