@@ -133,6 +133,20 @@ fn a_cgroup_is_found_counted_measured_killed_and_removed() {
 }
 
 #[test]
+fn a_process_joins_an_existing_cgroup() {
+    let Some(playground) = Playground::new("join") else { return };
+    let path = playground.dirs()[0].file_name().unwrap().to_str().unwrap().to_owned();
+    let mut child = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+    let pid = Pid::new(i32::try_from(child.id()).unwrap()).unwrap();
+    let joined = Hierarchies::read().unwrap().join(&format!("/../{path}/"), pid);
+    let found = Cgroup::of(pid);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    joined.unwrap();
+    assert_eq!(found.unwrap().as_ref(), Some(&playground.cgroup), "in every hierarchy");
+}
+
+#[test]
 fn frozen_processes_are_killed_too() {
     let Some(mut playground) = Playground::new("frozen") else { return };
     playground.start("");
