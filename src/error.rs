@@ -43,6 +43,19 @@ pub(crate) enum Error {
     /// A system call on a file failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// A part of a container's root file system could not be mounted; `hint` starts with its `;`.
+    #[error(
+        "cannot mount rootfs component {number} (type {kind}, source {from}) on {}: {source}{hint}",
+        target.display()
+    )]
+    Mount {
+        number: usize,
+        kind: String,
+        from: String,
+        target: PathBuf,
+        source: io::Error,
+        hint: String,
+    },
     /// A system call that concerns no file failed.
     #[error("cannot {action}: {source}")]
     Sys { action: &'static str, source: io::Error },
@@ -84,7 +97,7 @@ impl Error {
             Self::State { .. } | Self::NoRuntime { .. } => Code::FAILED_PRECONDITION,
             Self::Runtime { .. } => Code::UNKNOWN,
             Self::Deadline { .. } => Code::DEADLINE_EXCEEDED,
-            Self::Io { .. } | Self::Sys { .. } => Code::INTERNAL,
+            Self::Io { .. } | Self::Mount { .. } | Self::Sys { .. } => Code::INTERNAL,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::ShuttingDown => Code::UNAVAILABLE,
             Self::TooLarge(_) => Code::RESOURCE_EXHAUSTED,

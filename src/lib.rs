@@ -4,5 +4,6 @@
 mod cgroup;
 mod error;
 mod ids;
+mod rootfs;
 #[expect(unsafe_code, reason = "the system calls that no safe wrapper covers; each has its proof")]
 mod sys;

@@ -1,0 +1,215 @@
+//! The root file system of a container: mounted from what containerd's snapshotter hands out,
+//! unmounted with the container.
+//!
+//! The system calls may block, so they run on threads that live as long as they do.
+
+mod helper;
+mod kernel;
+mod options;
+#[cfg(test)]
+mod tests;
+mod unmount;
+
+use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use self::helper::Helper;
+use self::options::{Options, Overlay};
+pub(crate) use self::unmount::unmount_all;
+use crate::error::{Error, Result};
+use crate::sys::thread::blocking;
+
+/// One mount, as containerd describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    /// The file system's type, or `bind`.
+    pub(crate) kind: String,
+    /// The device, image file or directory, or any word where the type needs none.
+    pub(crate) source: String,
+    /// Where in the root file system; empty for its top.
+    pub(crate) target: String,
+    /// Words as in fstab(5), each unsplit: one may contain commas.
+    pub(crate) options: Vec<String>,
+}
+
+/// A mount and how it is made.
+struct Component {
+    /// 1 for the first of the root file system's mounts.
+    number: usize,
+    mount: Mount,
+    way: Way,
+}
+
+enum Way {
+    Kernel(Options),
+    Helper(Helper),
+}
+
+/// Makes `mounts` on `rootfs` in their order, each on its target as the ones before it left it.
+/// The directory `rootfs` is made (mode 0711) if it is missing; without mounts nothing happens.
+///
+/// `run` executes a mount helper and waits for its exit, not for the end of its output: the FUSE
+/// daemon that it leaves behind may hold that. If this future is dropped, what it mounted goes.
+///
+/// # Errors
+/// [`Error::Invalid`] before anything is mounted; [`Error::Mount`], [`Error::Io`] or the error of
+/// `run` after all mounts made so far are undone.
+pub(crate) async fn mount<R>(mounts: &[Mount], rootfs: &Path, run: R) -> Result<RootfsMount>
+where
+    R: AsyncFn(&Path, &[OsString]) -> Result<()>,
+{
+    let components: Vec<Component> = (1..)
+        .zip(mounts)
+        .map(|(number, mount)| Component::parse(number, mount))
+        .collect::<Result<_>>()?;
+    if components.is_empty() {
+        return Ok(RootfsMount { rootfs: None });
+    }
+    let path = std::path::absolute(rootfs).map_err(Error::io("find", rootfs))?;
+    make_directory(&path)?;
+    let mut guard = RootfsMount { rootfs: Some(path.clone()) };
+    for component in components {
+        guard = match &component.way {
+            Way::Kernel(_) => component.mount_on_thread(path.clone(), guard).await?,
+            Way::Helper(helper) => {
+                if let Err(error) = component.run_helper(helper, &path, &run).await {
+                    guard.unmount().await.unwrap_or_else(|error| log::warn!("{error}"));
+                    return Err(error);
+                }
+                guard
+            }
+        };
+    }
+    Ok(guard)
+}
+
+impl Component {
+    fn parse(number: usize, mount: &Mount) -> Result<Self> {
+        let way = match Helper::of(mount)? {
+            Some(helper) => Way::Helper(helper),
+            None => Way::Kernel(Options::parse(&mount.kind, &mount.options)?),
+        };
+        Ok(Self { number, mount: mount.clone(), way })
+    }
+
+    /// Has the kernel mount it. The guard goes along and comes back: it undoes everything on that
+    /// thread if the mount fails, or if nobody waits for it any more.
+    async fn mount_on_thread(self, rootfs: PathBuf, guard: RootfsMount) -> Result<RootfsMount> {
+        let work = move || match &self.way {
+            Way::Kernel(options) => {
+                kernel::mount(&self.mount, options, &rootfs).map(|()| guard).map_err(|error| {
+                    let hint = self.hint(options, &error);
+                    self.failure(&rootfs, error, hint)
+                })
+            }
+            Way::Helper(_) => Ok(guard),
+        };
+        blocking("rootfs-mount", work).await.map_err(Error::sys("start a thread"))?
+    }
+
+    async fn run_helper<R>(&self, helper: &Helper, rootfs: &Path, run: &R) -> Result<()>
+    where
+        R: AsyncFn(&Path, &[OsString]) -> Result<()>,
+    {
+        let target = kernel::path_inside(rootfs, &self.mount.target)
+            .map_err(|error| self.failure(rootfs, error, String::new()))?;
+        let Some(program) = helper.program() else {
+            let source = io::Error::from_raw_os_error(libc::ENOENT);
+            let hint = format!("; install {} (package fuse3)", helper.name());
+            return Err(self.failure(rootfs, source, hint));
+        };
+        run(&program, &helper.arguments(&self.mount.source, &target)).await
+    }
+
+    fn failure(&self, rootfs: &Path, source: io::Error, hint: String) -> Error {
+        let Mount { kind, source: from, target, .. } = &self.mount;
+        let target = match target.trim_matches('/') {
+            "" => rootfs.to_owned(),
+            below => rootfs.join(below),
+        };
+        let (kind, from) = (kind.clone(), from.clone());
+        Error::Mount { number: self.number, kind, from, target, source, hint }
+    }
+
+    /// What the kernel's one number most likely means, and what to do.
+    fn hint(&self, options: &Options, error: &io::Error) -> String {
+        let kind = &self.mount.kind;
+        match error.raw_os_error() {
+            Some(libc::ENODEV) if kind.contains('/') => {
+                format!("; type {kind} is for containerd's mount manager: is it disabled?")
+            }
+            Some(libc::ENODEV) => format!("; the kernel has no filesystem type {kind}"),
+            Some(libc::ENOTBLK) => "; no block device: the mount needs the `loop` option".into(),
+            Some(libc::ENOENT) => match self.missing(options) {
+                Some(path) => format!("; {} does not exist", path.display()),
+                None => format!("; the rootfs has no {}", self.mount.target),
+            },
+            Some(libc::EPERM) => "; mounting needs CAP_SYS_ADMIN, as root has it".into(),
+            Some(libc::EINVAL) if options.owners.is_some() => {
+                "; can this filesystem be idmapped? The kernel log (dmesg) may say why not".into()
+            }
+            Some(libc::EINVAL) => "; the kernel log (dmesg) may say why".into(),
+            _ => String::new(),
+        }
+    }
+
+    /// The first of the files and directories that the mount is made of which is not there.
+    fn missing(&self, options: &Options) -> Option<PathBuf> {
+        let others = options.data.iter().filter_map(|word| {
+            let path = word.strip_prefix("upperdir=").or(word.strip_prefix("workdir="))?;
+            Some(PathBuf::from(path))
+        });
+        let source = Some(PathBuf::from(&self.mount.source)).filter(|path| path.is_absolute());
+        let overlay = Overlay::parse(&options.data);
+        source.into_iter().chain(overlay.layers()).chain(others).find(|path| !path.exists())
+    }
+}
+
+/// Makes the mount point as containerd does, for all to pass through and for none to list.
+fn make_directory(path: &Path) -> Result<()> {
+    match DirBuilder::new().mode(0o711).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.map_err(Error::io("make", path)),
+    }
+}
+
+/// Unmounts the root file system when dropped, so every `?` after [`mount`] undoes it.
+#[derive(Debug)]
+#[must_use = "dropping the guard unmounts the rootfs"]
+pub(crate) struct RootfsMount {
+    /// What is mounted, with everything below; `None` if nothing is.
+    rootfs: Option<PathBuf>,
+}
+
+impl RootfsMount {
+    /// Takes over what an earlier process mounted on `rootfs`.
+    pub(crate) fn adopt(rootfs: PathBuf) -> Self {
+        Self { rootfs: Some(rootfs) }
+    }
+
+    /// Unmounts, on a thread, and reports failure, for `Delete`.
+    ///
+    /// # Errors
+    /// As [`unmount_all`].
+    pub(crate) async fn unmount(mut self) -> Result<()> {
+        let Some(rootfs) = self.rootfs.take() else { return Ok(()) };
+        let work = move || unmount_all(&rootfs);
+        blocking("rootfs-unmount", work).await.map_err(Error::sys("start a thread"))?
+    }
+}
+
+impl Drop for RootfsMount {
+    /// For the error paths: what is in use is detached at once, failures are only logged.
+    fn drop(&mut self) {
+        let Some(rootfs) = self.rootfs.take() else { return };
+        if let Err(error) = unmount::unmount_within(&rootfs, Duration::ZERO) {
+            log::warn!("{error}");
+        }
+    }
+}
