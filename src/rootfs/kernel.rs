@@ -175,10 +175,13 @@ fn staged(
 
 /// Anything with a driver of its own: on a block device, an image file, or nothing.
 fn file_system(mount: &Mount, options: &Options, place: &Place) -> io::Result<()> {
-    let make = |source: &str, data: &[String]| {
-        sys::mount(source, &place.path, &mount.kind, options.flags, &data.join(","))
-    };
+    // erofs cannot be written, but the kernel wants to hear so if its device is read-only.
     let is_erofs = mount.kind == "erofs";
+    let always = if is_erofs { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+    let flags = options.flags | always;
+    let make = |source: &str, data: &[String]| {
+        sys::mount(source, &place.path, &mount.kind, flags, &data.join(","))
+    };
     let Some(caching) = options.looped.or(is_erofs.then_some(Caching::Cached)) else {
         return make(&mount.source, &options.data);
     };
@@ -189,7 +192,7 @@ fn file_system(mount: &Mount, options: &Options, place: &Place) -> io::Result<()
             result => return result,
         }
     }
-    let read_only = is_erofs || options.flags.contains(MsFlags::MS_RDONLY);
+    let read_only = flags.contains(MsFlags::MS_RDONLY);
     let access = if read_only { Access::Read } else { Access::Write };
     // Each device lives on through the mount; what a failure leaves unused the kernel frees.
     let device = LoopDevice::attach(Path::new(&mount.source), access, caching)?;

@@ -260,6 +260,30 @@ fn an_erofs_image_is_mounted_with_and_without_a_loop_device() {
 }
 
 #[test]
+fn an_erofs_image_may_have_its_data_in_other_files() {
+    let bundle = Bundle::new();
+    bundle.directories(&["tree"]);
+    fs::write(bundle.path("tree/data"), "x".repeat(20_000)).unwrap();
+    let (image, blob) = (bundle.text("image.erofs"), bundle.text("blob"));
+    let blob_option = format!("--blobdev={blob}");
+    let options = ["--quiet", "--chunksize=4096", &blob_option, &image, &bundle.text("tree")];
+    tool("mkfs.erofs", &options);
+    let device = format!("device={blob}");
+    for (devices, options) in
+        [(0, &["ro", "loop", &device][..]), (2, &["loop", "direct-io", &device])]
+    {
+        round_trip(&bundle, &[a_mount("erofs", &image, "", options)], || {
+            let data = fs::read_to_string(bundle.rootfs().join("data")).unwrap();
+            assert_eq!(data, "x".repeat(20_000), "{options:?}");
+            let ours = bundle.text("");
+            let loops = loop_files().iter().filter(|file| file.starts_with(&ours)).count();
+            // A kernel before Linux 6.12 needs the devices in any case.
+            assert!(loops == devices || loops == 2, "{options:?}: {loops}");
+        });
+    }
+}
+
+#[test]
 fn a_target_is_found_inside_the_rootfs_only() {
     let bundle = Bundle::new();
     bundle.directories(&["root/data", "root/x", "outside", "other"]);
