@@ -4,6 +4,7 @@
 mod cgroup;
 mod error;
 mod ids;
+mod io;
 mod rootfs;
 #[expect(unsafe_code, reason = "the system calls that no safe wrapper covers; each has its proof")]
 mod sys;

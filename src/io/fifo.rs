@@ -1,0 +1,117 @@
+//! The FIFOs that containerd's clients make for a process's streams: opening them without ever
+//! waiting for the other side, and leaving them so that the other side gets everything.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::Interest;
+
+use super::relay::{End, poll_now};
+use crate::sys::ready::Ready;
+
+/// How often to look for a reader where inotify(7) is used up (`fs.inotify.max_user_instances`).
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// A stream's file.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) fd: OwnedFd,
+    /// For a FIFO, `fd` is both its ends, so the other side may come and go: no reader is no
+    /// SIGPIPE and no loss, no writer is no end of input.
+    pub(super) fifo: bool,
+}
+
+/// Which way bytes go, seen from berth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    In,
+    Out,
+}
+
+/// Opens a stream's file at once, whoever is there. Anything but a FIFO is opened as what it is;
+/// output is appended.
+pub(super) fn open(path: &Path, direction: Direction) -> io::Result<Opened> {
+    let fifo = std::fs::metadata(path)?.file_type().is_fifo();
+    let mut options = OpenOptions::new();
+    match direction {
+        // Linux opens a FIFO for both without waiting: fifo(7).
+        _ if fifo => options.read(true).write(true),
+        Direction::In => options.read(true),
+        Direction::Out => options.append(true),
+    };
+    let file = options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    Ok(Opened { fd: file.into(), fifo })
+}
+
+/// A descriptor of the FIFO behind `both` for one direction only. Works when the path is gone.
+pub(super) fn half(both: impl AsFd, direction: Direction) -> io::Result<OwnedFd> {
+    let mut options = OpenOptions::new();
+    match direction {
+        Direction::In => options.read(true),
+        Direction::Out => options.write(true),
+    };
+    let path = format!("/proc/self/fd/{}", both.as_fd().as_raw_fd());
+    Ok(options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?.into())
+}
+
+/// Ends an output: a reader gets what is in the FIFO, then the end of the file.
+///
+/// containerd's client opens the FIFO in the background, and is away altogether while it
+/// restarts. Closing a FIFO that nobody else has open would destroy what is in it and leave a
+/// later opener waiting for ever, so berth's end stays open until a reader has come.
+pub(super) async fn leave(both: End) -> io::Result<()> {
+    let writer = half(&both, Direction::Out)?;
+    drop(both); // from here on, the readers are the others
+    let mut openings = None;
+    while !has_reader(&writer)? {
+        match &openings {
+            None => openings = Some(Openings::of(&writer)),
+            Some(openings) => openings.next().await?,
+        }
+    }
+    Ok(())
+}
+
+/// poll(2) reports an error on a pipe's write end when no read end is open.
+fn has_reader(writer: &OwnedFd) -> io::Result<bool> {
+    let mut ends = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+    poll_now(&mut ends)?;
+    Ok(!ends[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)))
+}
+
+/// Tells when a file was opened by anyone: no timer, no polling.
+#[derive(Debug)]
+struct Openings(Option<Ready>);
+
+impl Openings {
+    fn of(file: &OwnedFd) -> Self {
+        Self(Self::watch(file).inspect_err(|error| log::debug!("no inotify: {error}")).ok())
+    }
+
+    fn watch(file: &OwnedFd) -> io::Result<Ready> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        inotify.add_watch(path.as_str(), AddWatchFlags::IN_OPEN)?;
+        Ready::register(Rc::new(inotify.into()), Interest::READABLE)
+    }
+
+    /// Resolves after the next opening; sometimes without one.
+    async fn next(&self) -> io::Result<()> {
+        let Some(events) = &self.0 else {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            return Ok(());
+        };
+        let mut ready = events.readable().await?;
+        // Nothing in the events is of use. They are read because an unread one swallows the next.
+        while nix::unistd::read(events.get_ref(), &mut [0; 4096]).is_ok() {}
+        ready.clear_ready();
+        Ok(())
+    }
+}
