@@ -4,6 +4,7 @@
 //! Every stream has one task and no thread; an idle stream has no timer and no buffer.
 //! Descriptors of an idle process with all streams: six, four with a terminal.
 
+mod console;
 mod fifo;
 mod holders;
 mod process;
@@ -15,6 +16,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::console::{ConsoleSocket, remove_leftovers};
 pub(crate) use self::holders::Holder;
 pub(crate) use self::process::{ChildStdio, ProcessIo, Undrained};
 
