@@ -266,3 +266,32 @@ impl Relay {
         Ok(written.max(1)) // a write of nothing is not the end of the source
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_hang_up_that_is_over_is_forgotten() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("fifo");
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            let open = || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+            let writer = || OpenOptions::new().write(true).open(&path).unwrap();
+            let mut end = End::source(open().unwrap().into()).unwrap();
+            drop(writer());
+            end.wait().await.unwrap();
+            let another = writer();
+            end.forget().unwrap();
+            let wait = tokio::time::timeout(Duration::from_millis(50), end.wait());
+            assert!(wait.await.is_err(), "nothing to read, nobody gone");
+            drop(another);
+            end.wait().await.unwrap();
+        });
+    }
+}
