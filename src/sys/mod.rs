@@ -5,6 +5,7 @@ pub(crate) mod loop_device;
 pub(crate) mod mount;
 pub(crate) mod pidfd;
 pub(crate) mod ready;
+pub(crate) mod process;
 pub(crate) mod thread;
 pub(crate) mod tty;
 pub(crate) mod user_namespace;

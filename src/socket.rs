@@ -1,0 +1,362 @@
+//! The socket of a sandbox's shim: its address, which of several `start`s gets to bind it, and
+//! who may talk to us.
+//!
+//! A living shim unlinks its socket before it closes it. So a socket that refuses connections
+//! belongs to a dead one and may be unlinked, under a lock on the directory, by whoever finds it.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::api::{ConnectRequest, ConnectResponse};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{geteuid, unlink};
+use sha2::{Digest, Sha256};
+use ttrpc::Code;
+
+use crate::error::{Error, Result};
+use crate::rpc::blocking::Client;
+use crate::sys;
+
+/// Where sockets go unless containerd says otherwise; containerd's own shims use it, so that
+/// `ctr shim` finds ours. A rootless containerd has a /run of its own and the same path.
+pub(crate) const DIR: &str = "/run/containerd/s";
+
+/// Longest path of a socket, as containerd's shims have it: 107 bytes and a NUL fit into the
+/// kernel's `sockaddr_un`.
+const MAX_PATH: usize = 106;
+/// For finding out what to do with a socket that is there already, questions included.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two looks at a directory's lock or at a socket that is just going away.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The path of the socket for `group` (a pod's sandbox, or a container on its own):
+/// `DIR/sha256(grpc address/namespace/group)`. Clients compute it too.
+///
+/// # Errors
+/// [`Error::Invalid`] if `dir` is so long that no socket can be bound there.
+pub(crate) fn path(dir: &Path, grpc: &str, namespace: &str, group: &str) -> Result<PathBuf> {
+    let name = Sha256::digest(join(&[grpc, namespace, group]));
+    let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = dir.join(name);
+    let length = path.as_os_str().len();
+    if length > MAX_PATH {
+        let max = MAX_PATH - (length - dir.as_os_str().len());
+        let dir = dir.display();
+        return Err(Error::Invalid(format!("socket directory {dir} is longer than {max} bytes")));
+    }
+    Ok(path)
+}
+
+/// The address of a socket, as it is printed.
+pub(crate) fn address(path: &Path) -> String {
+    format!("unix://{}", path.display())
+}
+
+/// Go's `filepath.Join`: the parts that are not empty, cleaned of `.`, `..` and double slashes
+/// by the text alone.
+fn join(parts: &[&str]) -> String {
+    let filled: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+    let joined = filled.join("/");
+    let root = if joined.starts_with('/') { "/" } else { "" };
+    let mut clean: Vec<&str> = Vec::new();
+    for part in joined.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if clean.last().is_some_and(|last| *last != "..") => drop(clean.pop()),
+            ".." if !root.is_empty() => {}
+            part => clean.push(part),
+        }
+    }
+    match (root, clean.join("/")) {
+        ("", clean) if clean.is_empty() && !joined.is_empty() => ".".into(),
+        (root, clean) => format!("{root}{clean}"),
+    }
+}
+
+/// What became of a socket.
+#[derive(Debug)]
+pub(crate) enum Claim {
+    /// It is ours: nobody had it, or a dead shim.
+    Bound(Bound),
+    /// A living shim has it and speaks this version (2 or 3) of the task API.
+    Alive(i32),
+}
+
+/// A listening socket that no daemon has taken over yet; unlinked when dropped.
+#[must_use = "dropping it unlinks the socket"]
+#[derive(Debug)]
+pub(crate) struct Bound {
+    listener: OwnedFd,
+    path: Option<PathBuf>,
+}
+
+impl Bound {
+    /// Leaves the socket to the daemon.
+    pub(crate) fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl AsFd for Bound {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl Drop for Bound {
+    /// Unlinks before `listener` is closed: until then nobody takes the socket for dead, so it is
+    /// ours that goes. A `start` that waits for our answer sees the end and tries again.
+    fn drop(&mut self) {
+        if let Some(path) = self.path.take() {
+            remove(&path);
+        }
+    }
+}
+
+/// Unlinks a socket; call it before the listener is closed. It is fine if the socket is gone.
+pub(crate) fn remove(path: &Path) {
+    if let Err(errno) = unlink(path) {
+        if errno != Errno::ENOENT {
+            log::warn!("cannot remove {}: {errno}", path.display());
+        }
+    }
+}
+
+/// Binds the socket at `path` (mode 0600, its directory 0700), or finds out that a living shim
+/// listens there. Takes 2 s at most; of several callers one gets [`Claim::Bound`].
+///
+/// # Errors
+/// [`Error::Deadline`] if somebody listens and does not answer: its containers are running, so it
+/// is not replaced. [`Error::Invalid`] if it belongs to another user. [`Error::Io`].
+pub(crate) fn claim(path: &Path, id: &str) -> Result<Claim> {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        match bind_or_connect(path, deadline)? {
+            Found::Free(bound) => return Ok(Claim::Bound(bound)),
+            Found::Listening(stream) => {
+                if let Some(version) = ask(stream, path, id, deadline)? {
+                    return Ok(Claim::Alive(version));
+                }
+            }
+            Found::Busy => {}
+        }
+        pause(path, deadline)?;
+    }
+}
+
+/// What is at a socket's path.
+enum Found {
+    /// Nothing, and now our own socket.
+    Free(Bound),
+    /// Somebody who took our connection, or will.
+    Listening(UnixStream),
+    /// Somebody with a full queue of connections.
+    Busy,
+}
+
+fn bind_or_connect(path: &Path, deadline: Instant) -> Result<Found> {
+    let _lock = lock(path, deadline)?;
+    loop {
+        match bind_new(path) {
+            Ok(bound) => return Ok(Found::Free(bound)),
+            Err(Errno::EADDRINUSE) => {}
+            Err(errno) => return Err(Error::io("bind", path)(errno.into())),
+        }
+        match connect_now(path) {
+            Ok(stream) => return Ok(Found::Listening(stream)),
+            Err(Errno::EAGAIN) => return Ok(Found::Busy),
+            Err(Errno::ENOENT) => {}
+            Err(Errno::ECONNREFUSED | Errno::EPROTOTYPE) => match unlink(path) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(Error::io("replace dead socket", path)(errno.into())),
+            },
+            Err(errno) => return Err(Error::io("connect to", path)(errno.into())),
+        }
+    }
+}
+
+/// Serialises all who bind or unlink in a directory; makes the directory. It is held for a few
+/// system calls only, never while somebody is asked.
+fn lock(path: &Path, deadline: Instant) -> Result<Flock<File>> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let open = || OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir);
+    let mut file = match open() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.and_then(|()| open())
+        }
+        result => result,
+    }
+    .map_err(Error::io("open the socket directory", dir))?;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((file, Errno::EAGAIN | Errno::EINTR)) => file,
+            Err((_, errno)) => return Err(Error::io("lock", dir)(errno.into())),
+        };
+        pause(path, deadline)?;
+    }
+}
+
+fn pause(path: &Path, deadline: Instant) -> Result<()> {
+    if Instant::now() >= deadline {
+        return Err(unanswered(path));
+    }
+    thread::sleep(PAUSE);
+    Ok(())
+}
+
+fn unanswered(path: &Path) -> Error {
+    let what = format!("asking the shim that listens on {}", path.display());
+    Error::Deadline { what, limit: TIMEOUT }
+}
+
+fn bind_new(path: &Path) -> nix::Result<Bound> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    // The file that bind makes takes its mode from the socket, so there is no moment at which
+    // another user could connect.
+    fchmod(&fd, Mode::from_bits_truncate(0o600))?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let bound = Bound { listener: fd, path: Some(path.to_owned()) };
+    listen(&bound, Backlog::MAXCONN)?;
+    Ok(bound)
+}
+
+/// Connects without waiting for room in the listener's queue (`EAGAIN`).
+fn connect_now(path: &Path) -> nix::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(fd))
+}
+
+/// Asks a shim for its pid, to learn which task API it has; an error is an answer too. `None` if
+/// it is just ending, so that the socket is about to be free.
+fn ask(stream: UnixStream, path: &Path, id: &str, deadline: Instant) -> Result<Option<i32>> {
+    let failed = || Error::io("connect to", path);
+    let owner = peer_uid(stream.as_fd()).map_err(failed())?;
+    if owner != geteuid().as_raw() {
+        let path = path.display();
+        return Err(Error::Invalid(format!("{path} belongs to a process of user {owner}")));
+    }
+    stream.set_nonblocking(false).map_err(failed())?;
+    let mut client = Client::new(stream);
+    let request = ConnectRequest { id: id.into(), ..ConnectRequest::default() };
+    for version in [3, 2] {
+        let service = format!("containerd.task.v{version}.Task");
+        let left = deadline.saturating_duration_since(Instant::now());
+        match client.call::<ConnectResponse>((&service, "Connect"), &request, left) {
+            Err(Error::Remote { code: Code::UNIMPLEMENTED, .. }) => {}
+            Err(Error::Remote { code: Code::UNAVAILABLE, .. } | Error::Sys { .. }) => {
+                return Ok(None);
+            }
+            Err(Error::Deadline { .. }) => return Err(unanswered(path)),
+            Ok(_) | Err(_) => return Ok(Some(version)),
+        }
+    }
+    Ok(Some(3)) // it has no tasks, but it is no older than the bootstrap protocol
+}
+
+/// The user at the other end of a connection: who connected, or who listened.
+pub(crate) fn peer_uid(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(getsockopt(&fd, PeerCredentials)?.uid())
+}
+
+/// The listening socket that `start` gave us as descriptor 3, and its path.
+///
+/// # Errors
+/// [`Error::Invalid`] if there is none: the program was not started by `start`.
+pub(crate) fn inherited() -> Result<(UnixListener, PathBuf)> {
+    let listener = sys::process::inherited_listener().map(UnixListener::from);
+    let path =
+        |listener: &UnixListener| Some(listener.local_addr().ok()?.as_pathname()?.to_owned());
+    match listener.ok().and_then(|listener| path(&listener).map(|path| (listener, path))) {
+        Some(pair) => Ok(pair),
+        None => Err(Error::Invalid(
+            "no command given, and descriptor 3 is not a listening socket: containerd runs this \
+             program (a runtime named io.containerd.berth.v1 is enough); see -help"
+                .into(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn parts_are_joined_as_go_joins_them() {
+        let cases = [
+            (["/run/c.sock", "ns", "x"], "/run/c.sock/ns/x"),
+            (["unix:///run/c.sock", "ns", "x"], "unix:/run/c.sock/ns/x"),
+            (["", "ns", "x"], "ns/x"),
+            (["", "", ""], ""),
+            (["/a//b/", "./ns", "../x"], "/a/b/x"),
+            (["/..", "..", "x"], "/x"),
+            (["a", "..", "../x"], "../x"),
+            (["a", "..", ""], "."),
+            (["/", "", ""], "/"),
+        ];
+        for (parts, expected) in cases {
+            assert_eq!(join(&parts), expected, "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_the_hash_of_address_namespace_and_group() {
+        let path = path(Path::new(DIR), "/run/containerd/containerd.sock", "default", "x").unwrap();
+        // printf /run/containerd/containerd.sock/default/x | sha256sum
+        let hash = "5e250b13f984a15f73216d143af1bf3c64171aa56c781ba9d4040c75b2c1eee2";
+        assert_eq!(path, Path::new(DIR).join(hash));
+        assert_eq!(address(&path), format!("unix://{DIR}/{hash}"));
+    }
+
+    #[test]
+    fn a_directory_that_is_too_long_is_refused() {
+        let fits = PathBuf::from(format!("/{}", "d".repeat(40)));
+        assert_eq!(path(&fits, "a", "n", "g").unwrap().as_os_str().len(), MAX_PATH);
+        let error = path(&fits.join("d"), "a", "n", "g").unwrap_err().to_string();
+        assert!(error.contains("longer than 41 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_socket_is_bound_once_and_unlinked_unless_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new").join("s");
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        let Claim::Bound(first) = claim(&path, "x").unwrap() else { panic!("not bound") };
+        assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
+        assert!(matches!(bind_new(&path), Err(Errno::EADDRINUSE)));
+        drop(first);
+        assert!(!path.exists());
+
+        let Claim::Bound(second) = claim(&path, "x").unwrap() else { panic!("not bound") };
+        second.keep();
+        assert!(path.exists());
+        let Claim::Bound(_third) = claim(&path, "x").unwrap() else { panic!("not replaced") };
+    }
+
+    #[test]
+    fn a_listener_that_never_answers_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let error = claim(&path, "x").unwrap_err();
+        assert!(matches!(error, Error::Deadline { .. }), "{error}");
+        assert!(path.exists());
+    }
+}
