@@ -1,0 +1,133 @@
+//! The command line: what a person and containerd see of each command.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use containerd_shim_protos::shim::oci;
+use containerd_shim_protos::types::introspection::RuntimeInfo;
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+
+const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-berth-v1");
+
+fn run(args: &[&str], path: impl AsRef<OsStr>, input: &[u8]) -> Output {
+    let mut child = Command::new(SHIM)
+        .args(args)
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may end without reading.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn runtime(dir: &Path, name: &str, script: &str) {
+    let path = dir.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn people_get_version_help_and_a_clear_refusal() {
+    let cases: [(&str, &[&str], &str); 4] = [
+        ("version", &["-v"], concat!("berth ", env!("CARGO_PKG_VERSION"))),
+        ("version, long", &["--version"], concat!("berth ", env!("CARGO_PKG_VERSION"))),
+        ("help", &["-help"], "usage: "),
+        ("help, short", &["-h"], "usage: "),
+    ];
+    for (name, args, expected) in cases {
+        let output = run(args, "", b"");
+        assert!(output.status.success() && output.stderr.is_empty(), "{name}");
+        assert!(text(&output.stdout).starts_with(expected), "{name}");
+    }
+    let cases: [(&str, &[&str], &str); 5] = [
+        ("no command", &[], "containerd runs this program"),
+        ("unknown command", &["stop"], "unknown command \"stop\""),
+        ("no id", &["start"], "container id"),
+        ("no namespace", &["-id", "x", "start"], "namespace"),
+        ("hostile id", &["-id", "../x", "-namespace", "n", "start"], "../x"),
+    ];
+    for (name, args, expected) in cases {
+        let output = run(args, "", b"");
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(output.stdout.is_empty(), "{name}");
+        let line = text(&output.stderr);
+        assert!(line.starts_with("berth: ") && line.contains(expected), "{name}: {line}");
+        assert_eq!(line.lines().count(), 1, "{name}: {line}");
+    }
+}
+
+#[test]
+fn a_descriptor_3_that_does_not_listen_is_no_daemons_socket() {
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let script = format!("exec {SHIM} -namespace n -id x 3<&0");
+    let output = Command::new("/bin/sh")
+        .args(["-c", &script])
+        .stdin(std::os::fd::OwnedFd::from(socket))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("not a listening socket"));
+}
+
+#[test]
+fn info_tells_the_version_and_what_the_runtime_can_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    fs::create_dir(&first).unwrap();
+    fs::create_dir(&second).unwrap();
+    runtime(&first, "crun", "exit 1");
+    runtime(&second, "runc", "echo '{\"from\": \"runc\"}'");
+    runtime(&second, "mine", "echo '{\"from\": \"mine\"}'");
+    let both = format!("{}:{}", first.display(), second.display());
+    let mine = |name: &str| {
+        let options = oci::Options { binary_name: name.into(), ..oci::Options::default() };
+        Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: options.write_to_bytes().unwrap(),
+            ..Any::default()
+        }
+    };
+    let path = second.join("mine").display().to_string();
+    let none = Any::default();
+    let cases = [
+        ("runc before crun", both.clone(), none.clone(), "{\"from\": \"runc\"}\n"),
+        ("crun without features", first.display().to_string(), none.clone(), ""),
+        ("no runtime at all", String::new(), none, ""),
+        ("by name", both.clone(), mine("mine"), "{\"from\": \"mine\"}\n"),
+        ("by path", String::new(), mine(&path), "{\"from\": \"mine\"}\n"),
+    ];
+    for (name, path, options, expected) in cases {
+        let output = run(&["-info"], &path, &options.write_to_bytes().unwrap());
+        assert!(output.status.success() && output.stderr.is_empty(), "{name}");
+        let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
+        assert_eq!(info.name, "io.containerd.berth.v1", "{name}");
+        assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"), "{name}");
+        assert_eq!(info.options.clone().unwrap_or_default(), options, "{name}");
+        assert_eq!(text(&info.features.value), expected, "{name}");
+        let url = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+        assert_eq!(info.features.type_url == url, !expected.is_empty(), "{name}");
+    }
+    let refused = [
+        ("missing runtime", mine("no-runc"), "\"no-runc\""),
+        ("unknown options", Any { type_url: "x.Y".into(), ..Any::default() }, "\"x.Y\""),
+    ];
+    for (name, options, expected) in refused {
+        let output = run(&["-info"], &both, &options.write_to_bytes().unwrap());
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(output.stdout.is_empty(), "{name}");
+        assert!(text(&output.stderr).contains(expected), "{name}");
+    }
+}

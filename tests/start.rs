@@ -1,0 +1,531 @@
+//! `start`: the answer, the daemon it leaves, and what it does not leave when it fails.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::bootstrap_api::{
+    BootstrapParams, BootstrapResult, Extension, LogLevel,
+};
+use containerd_shim_protos::shim::oci;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
+use tempfile::TempDir;
+use ttrpc::proto::{Code, MessageHeader, Response, Status};
+
+const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-berth-v1");
+const GRPC: &str = "/run/berth-test/containerd.sock";
+
+/// A containerd of our own: bundles, a socket directory, and the end of every daemon in it.
+struct Host {
+    dir: TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        let host = Self { dir: tempfile::tempdir().unwrap() };
+        host.bundle("x", "");
+        host
+    }
+
+    fn sockets(&self) -> PathBuf {
+        self.dir.path().join("s")
+    }
+
+    /// Makes a bundle whose container is in `group`, or on its own.
+    fn bundle(&self, id: &str, group: &str) -> PathBuf {
+        let bundle = self.dir.path().join(id);
+        fs::create_dir_all(&bundle).unwrap();
+        let annotation =
+            format!("{{\"annotations\":{{\"io.kubernetes.cri.sandbox-id\":\"{group}\"}}}}");
+        fs::write(bundle.join("config.json"), annotation).unwrap();
+        bundle
+    }
+
+    fn params(&self, id: &str) -> BootstrapParams {
+        BootstrapParams {
+            instance_id: id.into(),
+            namespace: "ns".into(),
+            containerd_grpc_address: GRPC.into(),
+            containerd_ttrpc_address: "/run/berth-test/events".into(),
+            socket_dir: Some(self.sockets().display().to_string()),
+            ..BootstrapParams::default()
+        }
+    }
+
+    fn command(&self, id: &str) -> Command {
+        let mut command = Command::new(SHIM);
+        command.args([
+            "-namespace",
+            "ns",
+            "-address",
+            "/flag.sock",
+            "-publish-binary",
+            "/bin/true",
+        ]);
+        command.args(["-id", id, "start"]).current_dir(self.dir.path().join(id));
+        command.env_remove("BERTH_LOG_LEVEL").env_remove("SCHED_CORE").process_group(0);
+        command
+    }
+
+    fn start(&self, params: &BootstrapParams) -> Output {
+        run(self.command(&params.instance_id), &params.write_to_bytes().unwrap())
+    }
+
+    /// Starts and returns the address.
+    fn started(&self, params: &BootstrapParams) -> String {
+        let output = self.start(params);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.stderr, b"");
+        let result = BootstrapResult::parse_from_bytes(&output.stdout).unwrap();
+        assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
+        result.address
+    }
+
+    /// Every process whose working directory is in here, `start`s excepted: the daemons.
+    fn daemons(&self) -> Vec<i32> {
+        let pids = fs::read_dir("/proc").unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &i32| {
+            let cwd = fs::read_link(format!("/proc/{pid}/cwd"));
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            cwd.is_ok_and(|cwd| cwd.starts_with(self.dir.path()))
+                && !words.split(|byte| *byte == 0).any(|word| word == b"start")
+        })
+        .collect()
+    }
+
+    fn only_daemon(&self) -> i32 {
+        let daemons = self.daemons();
+        assert_eq!(daemons.len(), 1, "{daemons:?}");
+        daemons[0]
+    }
+
+    fn socket_files(&self) -> usize {
+        fs::read_dir(self.sockets()).map_or(0, Iterator::count)
+    }
+
+    /// Kills all daemons and waits until they are gone.
+    fn kill_daemons(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let [pid, ..] = self.daemons()[..] {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            assert!(Instant::now() < deadline, "daemon {pid} cannot be killed");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for pid in self.daemons() {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        } else {
+            self.kill_daemons();
+        }
+    }
+}
+
+fn run(mut command: Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // It may end without reading.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+fn runc_options(shim_cgroup: &str) -> Any {
+    let options = oci::Options { shim_cgroup: shim_cgroup.into(), ..oci::Options::default() };
+    Any {
+        type_url: "containerd.runc.v1.Options".into(),
+        value: options.write_to_bytes().unwrap(),
+        ..Any::default()
+    }
+}
+
+fn extension(any: Any) -> Extension {
+    Extension { value: MessageField::some(any), ..Extension::default() }
+}
+
+fn environment(pid: i32) -> BTreeMap<String, String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    let pairs = text.split('\0').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+fn status(pid: i32, field: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":\t"));
+    line.unwrap().to_owned()
+}
+
+fn words(pid: i32) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    text.trim_end_matches('\0').split('\0').map(str::to_owned).collect()
+}
+
+/// Waits until the daemon has come past exec, and so has its own name.
+fn settled(pid: i32) -> i32 {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while fs::read_to_string(format!("/proc/{pid}/comm")).unwrap() != "containerd-shim\n" {
+        assert!(Instant::now() < deadline, "daemon did not settle");
+        thread::sleep(Duration::from_millis(2));
+    }
+    pid
+}
+
+#[test]
+fn the_daemon_inherits_the_socket_and_what_it_was_told() {
+    let host = Host::new();
+    let params = BootstrapParams {
+        log_level: LogLevel::LOG_LEVEL_TRACE.into(),
+        extensions: vec![extension(runc_options(""))],
+        ..host.params("x")
+    };
+    // A leaked descriptor, a blocked and an ignored signal: the daemon must have none of them.
+    let leaked = fs::File::open("/dev/zero").unwrap();
+    let raw = leaked.as_raw_fd();
+    let mut command = Command::new("/bin/sh");
+    let script =
+        format!("trap '' HUP USR1; exec {SHIM} \"$@\" 9</proc/{}/fd/{raw}", std::process::id());
+    command.args(["-c", &script, SHIM]).args(host.command("x").get_args());
+    command
+        .current_dir(host.dir.path().join("x"))
+        .env("MINE", "kept")
+        .env_remove("BERTH_LOG_LEVEL");
+    let output = run(command, &params.write_to_bytes().unwrap());
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+
+    let pid = settled(host.only_daemon());
+    let mut expected = vec![SHIM];
+    expected.extend(["-namespace", "ns", "-id", "x", "-address", GRPC]);
+    expected.extend(["-publish-binary", "/bin/true", "-debug"]);
+    assert_eq!(words(pid), expected);
+    let environment = environment(pid);
+    let cases = [
+        ("MINE", "kept"),
+        ("NAMESPACE", "ns"),
+        ("GRPC_ADDRESS", GRPC),
+        ("TTRPC_ADDRESS", "/run/berth-test/events"),
+        ("BERTH_LOG_LEVEL", "TRACE"),
+    ];
+    for (key, value) in cases {
+        assert_eq!(environment.get(key).map(String::as_str), Some(value), "{key}");
+    }
+    let link = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).unwrap();
+    assert_eq!(link("cwd"), fs::canonicalize(host.dir.path().join("x")).unwrap());
+    for fd in 0..3 {
+        assert_eq!(link(&format!("fd/{fd}")), Path::new("/dev/null"));
+    }
+    assert!(link("fd/3").to_string_lossy().starts_with("socket:["));
+    let opened = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let opened = opened.map(|entry| fs::read_link(entry.path()).unwrap());
+    assert!(!opened.into_iter().any(|path| path == Path::new("/dev/zero")));
+    assert_eq!(status(pid, "SigBlk"), "0000000000000000");
+    let ignored = u64::from_str_radix(&status(pid, "SigIgn"), 16).unwrap();
+    // Rust's own runtime ignores SIGPIPE; libc keeps 32 and 33 for itself, whoever ignored them.
+    let theirs = 1 << (libc::SIGPIPE - 1) | 3 << 31;
+    assert_eq!(ignored & !theirs, 0, "{ignored:x}");
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let numbers: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    assert_eq!((numbers[2], numbers[3]), (&*pid.to_string(), &*pid.to_string()), "group, session");
+}
+
+#[test]
+fn the_answer_is_in_the_callers_dialect_and_stderr_is_silent() {
+    let host = Host::new();
+    let address = host.started(&host.params("x"));
+    assert!(address.starts_with(&format!("unix://{}/", host.sockets().display())));
+    let path = Path::new(address.strip_prefix("unix://").unwrap());
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(path), mode(&host.sockets())), (0o600, 0o700));
+    assert_eq!(fs::read_to_string(host.dir.path().join("x/address")).unwrap(), address);
+    assert!(!host.dir.path().join("x/.address").exists());
+
+    // The old dialect has no socket directory, so this one is shared with the machine.
+    for (name, input) in
+        [("nothing", vec![]), ("options", runc_options("").write_to_bytes().unwrap())]
+    {
+        let id = format!("berth-test-{}-{name}", std::process::id());
+        host.bundle(&id, "");
+        let output = run(host.command(&id), &input);
+        assert!(output.status.success() && output.stderr.is_empty(), "{name}: {output:?}");
+        let address = String::from_utf8(output.stdout).unwrap();
+        let path = address.strip_prefix("unix:///run/containerd/s/").unwrap();
+        assert!(path.len() == 64 && path.bytes().all(|byte| byte.is_ascii_hexdigit()), "{name}");
+        fs::remove_file(address.strip_prefix("unix://").unwrap()).unwrap();
+        assert_eq!(fs::read_to_string(host.dir.path().join(&id).join("address")).unwrap(), address);
+    }
+}
+
+#[test]
+fn the_oom_score_is_one_above_the_callers() {
+    let cases = [("own", None), ("raised", Some(500)), ("highest", Some(1000))];
+    for (name, score) in cases {
+        let host = Host::new();
+        // The shell is what containerd would be; it must outlive `start` to be its parent.
+        let set =
+            score.map_or(String::new(), |score| format!("echo {score} >/proc/self/oom_score_adj;"));
+        let mut command = Command::new("/bin/sh");
+        let script = format!(
+            "{} cat /proc/self/oom_score_adj >&2; {SHIM} \"$@\"; exit $?",
+            set.replace("self", "$$")
+        );
+        command.args(["-c", &script, SHIM]).args(host.command("x").get_args());
+        command.current_dir(host.dir.path().join("x"));
+        let output = run(command, &host.params("x").write_to_bytes().unwrap());
+        assert!(output.status.success(), "{name}: {output:?}");
+        let parent: i32 = String::from_utf8(output.stderr).unwrap().trim().parse().unwrap();
+        let daemon = fs::read_to_string(format!("/proc/{}/oom_score_adj", host.only_daemon()));
+        assert_eq!(daemon.unwrap().trim(), (parent + 1).min(1000).to_string(), "{name}");
+    }
+}
+
+#[test]
+fn containers_of_a_group_share_a_daemon_and_others_do_not() {
+    let host = Host::new();
+    for id in ["a", "b"] {
+        host.bundle(id, "pod");
+    }
+    host.bundle("pod", "pod");
+    let addresses = ["pod", "a", "b"].map(|id| host.started(&host.params(id)));
+    assert!(addresses.iter().all(|address| *address == addresses[0]));
+    assert_eq!(host.daemons().len(), 1);
+    for id in ["pod", "a", "b"] {
+        let written = fs::read_to_string(host.dir.path().join(id).join("address")).unwrap();
+        assert_eq!(written, addresses[0]);
+    }
+    assert_ne!(host.started(&host.params("x")), addresses[0]);
+    assert_eq!(host.daemons().len(), 2);
+}
+
+#[test]
+fn twenty_starts_at_once_end_with_one_daemon_and_one_address() {
+    for round in 0..5 {
+        let host = Host::new();
+        if round % 2 == 1 {
+            host.started(&host.params("x"));
+            host.kill_daemons(); // they all find a dead socket first
+        }
+        let mut starts = Vec::new();
+        for number in 0..20 {
+            let id = format!("c{number}");
+            host.bundle(&id, "x");
+            let mut command = host.command(&id);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            starts.push((command.spawn().unwrap(), host.params(&id).write_to_bytes().unwrap()));
+        }
+        let mut addresses = Vec::new();
+        for (mut start, input) in starts {
+            start.stdin.take().unwrap().write_all(&input).unwrap();
+            let output = start.wait_with_output().unwrap();
+            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+            addresses.push(BootstrapResult::parse_from_bytes(&output.stdout).unwrap().address);
+        }
+        addresses.dedup();
+        assert_eq!((addresses.len(), host.daemons().len(), host.socket_files()), (1, 1, 1));
+    }
+}
+
+#[test]
+fn a_dead_socket_is_replaced() {
+    let host = Host::new();
+    let first = host.started(&host.params("x"));
+    host.kill_daemons();
+    assert_eq!(host.socket_files(), 1);
+    assert_eq!(host.started(&host.params("x")), first);
+    host.only_daemon();
+    UnixStream::connect(first.strip_prefix("unix://").unwrap()).unwrap();
+}
+
+/// The status for a request, or none to hang up.
+type StatusOf = fn(&[u8]) -> Option<Code>;
+
+/// Prepares a `start` that fails: its command and stdin.
+type Prepare = fn(&Host) -> (Command, Vec<u8>);
+
+/// Answers every call on `listener` with the status for its service; hangs up where that is none.
+fn answer(listener: UnixListener, status_of: StatusOf) {
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut header = [0; 10];
+            while stream.read_exact(&mut header).is_ok() {
+                let header = MessageHeader::from(header);
+                let mut request = vec![0; header.length as usize];
+                stream.read_exact(&mut request).unwrap();
+                let Some(code) = status_of(&request) else { break };
+                let status = Status { code: code.into(), ..Status::default() };
+                let response = Response { status: Some(status).into(), ..Response::default() };
+                let response = response.write_to_bytes().unwrap();
+                let length = response.len() as u32;
+                let header = MessageHeader::new_response(header.stream_id, length);
+                stream.write_all(&[Vec::from(header), response].concat()).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_living_shim_is_asked_for_its_version_first() {
+    fn asks_v3(request: &[u8]) -> bool {
+        request.windows(7).any(|part| part == b"task.v3")
+    }
+    let cases: [(&str, StatusOf, Result<i32, &str>); 4] = [
+        ("new", |_| Some(Code::OK), Ok(3)),
+        ("does not know us", |_| Some(Code::NOT_FOUND), Ok(3)),
+        ("old", |r| Some(if asks_v3(r) { Code::UNIMPLEMENTED } else { Code::NOT_FOUND }), Ok(2)),
+        ("hangs up", |_| None, Err("did not end within 2 s")),
+    ];
+    for (name, status_of, expected) in cases {
+        let host = Host::new();
+        let address = host.started(&host.params("x"));
+        host.kill_daemons();
+        let path = address.strip_prefix("unix://").unwrap();
+        fs::remove_file(path).unwrap();
+        answer(UnixListener::bind(path).unwrap(), status_of);
+        let output = host.start(&host.params("x"));
+        match expected {
+            Ok(version) => {
+                let result = BootstrapResult::parse_from_bytes(&output.stdout).unwrap();
+                assert_eq!((result.version, result.address), (version, address), "{name}");
+            }
+            Err(part) => {
+                assert_eq!(output.status.code(), Some(1), "{name}");
+                assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{name}");
+            }
+        }
+        assert_eq!(host.daemons(), [], "{name}");
+    }
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing() {
+    let unknown = Any { type_url: "x.Y".into(), ..Any::default() };
+    let foreign = BootstrapParams { instance_id: "other".into(), ..BootstrapParams::default() };
+    let cases: [(&str, Prepare, &str); 6] = [
+        (
+            "shim cgroup",
+            |host| {
+                let params = BootstrapParams {
+                    extensions: vec![extension(runc_options("/berth-test/no-such-cgroup"))],
+                    ..host.params("x")
+                };
+                (host.command("x"), params.write_to_bytes().unwrap())
+            },
+            "cgroup",
+        ),
+        (
+            "socket directory too long",
+            |host| {
+                let params =
+                    BootstrapParams { socket_dir: Some("/d".repeat(30)), ..host.params("x") };
+                (host.command("x"), params.write_to_bytes().unwrap())
+            },
+            "socket directory",
+        ),
+        (
+            "broken config.json",
+            |host| {
+                fs::write(host.dir.path().join("x/config.json"), "{").unwrap();
+                (host.command("x"), host.params("x").write_to_bytes().unwrap())
+            },
+            "config.json",
+        ),
+        (
+            "address cannot be written",
+            |host| {
+                fs::create_dir(host.dir.path().join("x/.address")).unwrap();
+                (host.command("x"), host.params("x").write_to_bytes().unwrap())
+            },
+            "cannot write address",
+        ),
+        (
+            "nobody reads the answer",
+            |host| {
+                let inner = host.command("x");
+                let mut command = Command::new("/bin/sh");
+                let script = format!("exec {SHIM} \"$@\" >/dev/full");
+                command.args(["-c", &script, SHIM]).args(inner.get_args());
+                command.current_dir(host.dir.path().join("x"));
+                (command, host.params("x").write_to_bytes().unwrap())
+            },
+            "cannot answer",
+        ),
+        ("input is not ours", |host| (host.command("x"), b"\xff".to_vec()), "stdin"),
+    ];
+    for (name, prepare, expected) in cases {
+        let host = Host::new();
+        let (command, input) = prepare(&host);
+        let output = run(command, &input);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(output.stdout.is_empty(), "{name}");
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert!(line.starts_with("berth: ") && line.contains(expected), "{name}: {line}");
+        assert_eq!((host.daemons(), host.socket_files()), (vec![], 0), "{name}");
+        assert!(!host.dir.path().join("x/address").exists(), "{name}");
+    }
+    for input in [unknown.write_to_bytes().unwrap(), foreign.write_to_bytes().unwrap()] {
+        let host = Host::new();
+        let output = run(host.command("x"), &input);
+        assert_eq!((output.status.code(), host.daemons()), (Some(1), vec![]));
+    }
+}
+
+#[test]
+fn a_start_without_a_spec_is_on_its_own() {
+    let host = Host::new();
+    fs::remove_file(host.dir.path().join("x/config.json")).unwrap();
+    let address = host.started(&host.params("x"));
+    host.kill_daemons();
+    fs::write(host.dir.path().join("x/config.json"), "").unwrap();
+    assert_eq!(host.started(&host.params("x")), address);
+}
+
+#[test]
+fn the_daemon_joins_the_shim_cgroup() {
+    let v1 = Path::new("/sys/fs/cgroup/pids");
+    let root = if v1.is_dir() { v1 } else { Path::new("/sys/fs/cgroup") };
+    let name = format!("berth-test-{}", std::process::id());
+    fs::create_dir(root.join(&name)).unwrap();
+    let host = Host::new();
+    let params = BootstrapParams {
+        extensions: vec![extension(runc_options(&format!("/{name}")))],
+        ..host.params("x")
+    };
+    host.started(&params);
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", host.only_daemon())).unwrap();
+    host.kill_daemons();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while fs::remove_dir(root.join(&name)).is_err() {
+        assert!(Instant::now() < deadline, "the cgroup is still busy");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(cgroups.lines().any(|line| line.ends_with(&format!(":/{name}"))), "{cgroups}");
+}
+
+#[test]
+fn core_scheduling_is_on_or_the_reason_is_said() {
+    let host = Host::new();
+    let mut command = host.command("x");
+    command.env("SCHED_CORE", "1");
+    let output = run(command, &host.params("x").write_to_bytes().unwrap());
+    match output.status.code() {
+        Some(0) => drop(host.only_daemon()),
+        _ => {
+            assert!(String::from_utf8_lossy(&output.stderr).contains("SCHED_CORE"), "{output:?}");
+            assert_eq!((host.daemons(), host.socket_files()), (vec![], 0));
+        }
+    }
+}
