@@ -1,0 +1,149 @@
+//! The daemon's only wait: takes the exit of every child and gives it to whoever has claimed it.
+//!
+//! As a sub-reaper the daemon inherits the init and exec processes when the runtime command that
+//! made them ends, and orphans that nobody knows. Exits go to one of three places: a runtime
+//! command that [`Reaper::spawn`] started, a process that a [`Watch`] claimed, or every open watch,
+//! in case the pid is announced only after the process has died.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::rc::{Rc, Weak};
+use std::time::SystemTime;
+
+use tokio::sync::oneshot;
+
+use crate::error::{Error, Result};
+use crate::ids::Pid;
+use crate::sys::child::{self, Streams};
+use crate::sys::pidfd::pidfd_open;
+
+/// How and when a process ended. `status` is 0 to 255, or 128 + signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// The code that containerd shows.
+    pub(crate) status: u32,
+    /// When the daemon reaped the process.
+    pub(crate) at: SystemTime,
+}
+
+impl Exit {
+    /// An exit that nobody saw, as a process killed by SIGKILL would have it, now.
+    pub(crate) fn killed() -> Self {
+        Self { status: 137, at: SystemTime::now() }
+    }
+}
+
+type Early = RefCell<Vec<(Pid, Exit)>>;
+
+/// Hands out exits; cheap to clone, all clones are one reaper.
+#[derive(Clone, Default)]
+pub(crate) struct Reaper(Rc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    claimed: RefCell<HashMap<Pid, oneshot::Sender<Exit>>>,
+    watches: RefCell<Vec<Weak<Early>>>,
+}
+
+/// A child that a claim is open for: its exit arrives at `exit`, once.
+pub(crate) struct Child {
+    /// Its pid; it stays this child's own until `exit` has arrived.
+    pub(crate) pid: Pid,
+    /// Resolves when the child was reaped.
+    pub(crate) exit: oneshot::Receiver<Exit>,
+}
+
+/// Open while a runtime command makes a process, so that an exit before its pid is known is kept.
+pub(crate) struct Watch {
+    reaper: Reaper,
+    early: Rc<Early>,
+}
+
+impl Reaper {
+    /// Reaps all children that have ended; call it on SIGCHLD.
+    pub(crate) fn reap(&self) {
+        loop {
+            match child::reap() {
+                Ok(Some((pid, status))) => {
+                    self.deliver(pid, Exit { status, at: SystemTime::now() })
+                }
+                Ok(None) => return,
+                Err(error) => return log::error!("cannot wait for children: {error}"),
+            }
+        }
+    }
+
+    fn deliver(&self, pid: Pid, exit: Exit) {
+        if let Some(owner) = self.0.claimed.borrow_mut().remove(&pid) {
+            let _ = owner.send(exit); // an owner that went away needs no exit
+            return;
+        }
+        self.0.watches.borrow_mut().retain(|watch| match watch.upgrade() {
+            Some(early) => {
+                early.borrow_mut().push((pid, exit));
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Starts a runtime command or helper; see [`child::spawn`] for what it gets and inherits.
+    pub(crate) fn spawn(
+        &self,
+        program: &Path,
+        args: &[impl AsRef<OsStr>],
+        cwd: &Path,
+        env: &[(String, String)],
+        streams: Streams,
+    ) -> io::Result<Child> {
+        let pid = child::spawn(program, args, cwd, env, streams)?;
+        Ok(self.claim(pid)) // no await since the fork: the exit cannot have been taken yet
+    }
+
+    /// Opens a watch. Do so before the command runs that makes the process.
+    pub(crate) fn watch(&self) -> Watch {
+        let early = Rc::new(Early::default());
+        self.0.watches.borrow_mut().push(Rc::downgrade(&early));
+        Watch { reaper: self.clone(), early }
+    }
+
+    fn claim(&self, pid: Pid) -> Child {
+        let (sender, exit) = oneshot::channel();
+        self.0.claimed.borrow_mut().insert(pid, sender);
+        Child { pid, exit }
+    }
+}
+
+impl Watch {
+    /// Binds `pid`, which the runtime named: its pidfd and its exit, also one that came before.
+    ///
+    /// A living process is bound first: an exit that was kept under the same number is then
+    /// another's. Without a living process and without an exit, the runtime named a stranger.
+    ///
+    /// # Errors
+    /// [`Error::Sys`] if `pid` is no process that this daemon can wait for.
+    pub(crate) fn claim(self, pid: Pid) -> Result<(Child, Option<OwnedFd>)> {
+        match pidfd_open(pid) {
+            // Between here and the next await nothing is reaped, so the claim is of this process.
+            Ok(pidfd) if child::is_ours(pidfd.as_fd()) => Ok((self.reaper.claim(pid), Some(pidfd))),
+            Ok(_) => Err(Error::Sys {
+                action: "wait for the process that the runtime named",
+                source: io::Error::from_raw_os_error(libc::ECHILD),
+            }),
+            Err(error) => {
+                let kept =
+                    self.early.borrow().iter().rev().find(|(early, _)| *early == pid).copied();
+                let Some((_, exit)) = kept else {
+                    return Err(Error::sys("bind the process that the runtime named")(error));
+                };
+                let (sender, receiver) = oneshot::channel();
+                let _ = sender.send(exit);
+                Ok((Child { pid, exit: receiver }, None))
+            }
+        }
+    }
+}

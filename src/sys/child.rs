@@ -1,0 +1,139 @@
+//! Child processes: spawn, reap, walk and kill.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+use crate::ids::Pid;
+
+/// Standard input, output and error of a new process, in this order.
+pub(crate) type Streams = [OwnedFd; 3];
+
+/// Starts `program` in a process group of its own; the caller owes it a wait.
+///
+/// It gets SIGKILL when the thread that called ends ([prctl(2)], `PR_SET_PDEATHSIG`), so a killed
+/// daemon leaves no half-done runtime command behind: call this from the main thread only. The
+/// signal mask is emptied, descriptors other than 0, 1 and 2 are close-on-exec by habit.
+///
+/// [prctl(2)]: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
+pub(crate) fn spawn(
+    program: &Path,
+    args: &[impl AsRef<OsStr>],
+    cwd: &Path,
+    env: &[(String, String)],
+    streams: Streams,
+) -> io::Result<Pid> {
+    let [stdin, stdout, stderr] = streams;
+    let parent = nix::unistd::getpid();
+    let mut command = Command::new(program);
+    command.args(args).current_dir(cwd).envs(env.iter().map(|(key, value)| (key, value)));
+    command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
+    command.process_group(0);
+    let before_exec = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // The parent may have died before prctl took effect.
+        if nix::unistd::getppid() != parent {
+            return Err(Errno::ESRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and touches no lock and
+    // no memory that another thread could hold.
+    unsafe { command.pre_exec(before_exec) };
+    let child = command.spawn()?;
+    i32::try_from(child.id()).ok().and_then(Pid::new).ok_or_else(|| Errno::ESRCH.into())
+}
+
+/// Takes the exit of any child: its pid, and its status as containerd counts (128 + signal).
+/// `None` when no child has ended. Children that were cloned with another exit signal than SIGCHLD
+/// are left to whoever made them.
+///
+/// nix's `waitpid` has no value for a death by real-time signal and would lose such an exit.
+pub(crate) fn reap() -> io::Result<Option<(Pid, u32)>> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a valid place for the kernel to write an int to.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+        if pid < 0 {
+            match Errno::last() {
+                Errno::EINTR => continue,
+                Errno::ECHILD => return Ok(None),
+                error => return Err(error.into()),
+            }
+        }
+        let Some(pid) = Pid::new(pid) else { return Ok(None) };
+        if libc::WIFEXITED(status) {
+            return Ok(Some((pid, libc::WEXITSTATUS(status).unsigned_abs())));
+        }
+        if libc::WIFSIGNALED(status) {
+            return Ok(Some((pid, 128 + libc::WTERMSIG(status).unsigned_abs())));
+        }
+    }
+}
+
+/// Whether the process behind `pidfd` is a child of this process, so that [`reap`] will see its end.
+pub(crate) fn is_ours(pidfd: BorrowedFd<'_>) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+    waitid(Id::PIDFd(pidfd), flags) != Err(Errno::ECHILD)
+}
+
+/// When a process was started, in clock ticks since boot: with its pid it names one process for
+/// good, also in a file. Field 22 of proc_pid_stat(5).
+pub(crate) fn start_time(pid: Pid) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses, which may hold any character.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Every process of this PID namespace.
+pub(crate) fn all() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Pid::new(entry.file_name().to_str()?.parse().ok()?))
+}
+
+/// A process's working directory, as it was when the process was looked at.
+pub(crate) fn working_directory(pid: Pid) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/cwd")).ok()
+}
+
+/// The process after which a process's group is named; it may have ended.
+pub(crate) fn group_leader(pid: Pid) -> Option<Pid> {
+    let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid.get()))).ok()?;
+    Pid::new(group.as_raw())
+}
+
+/// Every process below `pid`, children of all its threads and theirs; best effort, it races with
+/// forks. From `/proc/PID/task/TID/children` (proc_pid_task(5)).
+pub(crate) fn descendants(pid: Pid) -> Vec<Pid> {
+    let mut found = Vec::new();
+    let mut next = vec![pid];
+    while let Some(pid) = next.pop() {
+        let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+        for task in tasks.flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            for child in children.split_whitespace().filter_map(|word| word.parse().ok()) {
+                if let Some(child) = Pid::new(child) {
+                    found.push(child);
+                    next.push(child);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Kills the process group that `leader` made; `leader` must not have been waited for yet, so its
+/// number cannot be another's.
+pub(crate) fn kill_group(leader: Pid) {
+    // ESRCH: nobody is left, which is what was wanted.
+    let _ = killpg(nix::unistd::Pid::from_raw(leader.get()), Signal::SIGKILL);
+}
