@@ -1,0 +1,366 @@
+//! A bundle: every file that berth reads or writes in one.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::ids::{ContainerId, ExecId, Pid};
+use crate::runtime::Runtime;
+
+/// The state file; its name begins like no file of containerd or of a runtime.
+const STATE: &str = "berth.json";
+/// The version of [`State`] that this build writes. A reader takes what it knows of any version.
+const STATE_VERSION: u32 = 1;
+
+/// A directory with `config.json`, made and removed by containerd ([OCI bundle]).
+///
+/// [OCI bundle]: https://github.com/opencontainers/runtime-spec/blob/main/bundle.md
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bundle {
+    dir: PathBuf,
+}
+
+/// What `delete` must know when the daemon was killed; written before the first side effect.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// [`STATE_VERSION`] of the writer.
+    pub(crate) version: u32,
+    /// The pod: containers of one daemon have the same group.
+    pub(crate) group: String,
+    /// The daemon's socket, which tells whether the daemon lives.
+    pub(crate) socket: PathBuf,
+    /// The runtime as it was resolved at Create; a configuration that changes later is no matter.
+    pub(crate) runtime: Runtime,
+    /// The init process, once it is known: its pid and start time in clock ticks since boot.
+    #[serde(default)]
+    pub(crate) init: Option<(i32, u64)>,
+    /// The container's own cgroup, once it is known.
+    #[serde(default)]
+    pub(crate) cgroup: Option<Cgroup>,
+}
+
+impl State {
+    /// The state before the runtime has run.
+    pub(crate) fn new(group: String, socket: PathBuf, runtime: Runtime) -> Self {
+        Self { version: STATE_VERSION, group, socket, runtime, init: None, cgroup: None }
+    }
+}
+
+/// The fields of config.json that berth needs; everything else is the runtime's business.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Spec {
+    /// Annotations of the container.
+    #[serde(deserialize_with = "null_is_default")]
+    pub(crate) annotations: HashMap<String, String>,
+    #[serde(deserialize_with = "null_is_default")]
+    linux: Linux,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Linux {
+    #[serde(deserialize_with = "null_is_default")]
+    cgroups_path: String,
+    #[serde(deserialize_with = "null_is_default")]
+    namespaces: Vec<Namespace>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Namespace {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
+}
+
+fn null_is_default<'de, D, T>(deserializer: D) -> std::result::Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Spec {
+    /// Whether the kernel ends every process of the container with its init: the container has a
+    /// PID namespace that is new, neither the host's nor another container's.
+    pub(crate) fn has_own_pid_namespace(&self) -> bool {
+        self.linux.namespaces.iter().any(|space| space.kind == "pid" && space.path.is_empty())
+    }
+
+    /// Whether `cgroupsPath` is of systemd's form `slice:prefix:name`, which only the systemd
+    /// cgroup driver of a runtime understands.
+    pub(crate) fn wants_systemd_cgroup(&self) -> bool {
+        let path = &self.linux.cgroups_path;
+        !path.starts_with('/') && path.split(':').count() == 3
+    }
+
+    /// Where the runtime makes the container's cgroup, from the root of the hierarchies; `None`
+    /// unless the path ends with the container's own `id`, as every client of containerd has it:
+    /// any other might be somebody else's too.
+    pub(crate) fn cgroup_path(&self, id: &ContainerId) -> Option<PathBuf> {
+        let path = &self.linux.cgroups_path;
+        if !self.wants_systemd_cgroup() {
+            let path = Path::new(path);
+            let clean = path.components().all(|part| !matches!(part, Component::ParentDir));
+            let own = path.file_name().is_some_and(|name| name == id.as_str());
+            return (clean && path.is_absolute() && own).then(|| path.to_owned());
+        }
+        let mut parts = path.split(':');
+        let (slice, prefix, name) = (parts.next()?, parts.next()?, parts.next()?);
+        let unit = match prefix {
+            "" => format!("{name}.scope"),
+            prefix => format!("{prefix}-{name}.scope"),
+        };
+        let own = name == id.as_str() && !slice.contains('/') && !prefix.contains('/');
+        own.then(|| slice_path(slice).join(unit))
+    }
+}
+
+/// The directory of a systemd slice: `a-b.slice` lies in `a.slice` ([systemd.slice]).
+///
+/// [systemd.slice]: https://www.freedesktop.org/software/systemd/man/latest/systemd.slice.html
+fn slice_path(slice: &str) -> PathBuf {
+    let name = match slice {
+        "" => "system",
+        slice => slice.strip_suffix(".slice").unwrap_or(slice),
+    };
+    let mut path = PathBuf::from("/");
+    if name == "-" {
+        return path; // the root slice
+    }
+    for (end, _) in name.match_indices('-').chain([(name.len(), "")]) {
+        path.push(format!("{}.slice", &name[..end]));
+    }
+    path
+}
+
+impl Bundle {
+    /// The bundle at `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] unless `dir` is an absolute path to a directory.
+    pub(crate) fn open(dir: &str) -> Result<Self> {
+        let invalid = |why: &str| Error::Invalid(format!("invalid bundle path {dir:?}: {why}"));
+        let path = PathBuf::from(dir);
+        if !path.is_absolute() {
+            return Err(invalid("it is not absolute"));
+        }
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => Ok(Self { dir: path }),
+            Ok(_) => Err(invalid("it is not a directory")),
+            Err(error) => Err(invalid(&error.to_string())),
+        }
+    }
+
+    /// The bundle's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the rootfs is mounted.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.dir.join("rootfs")
+    }
+
+    /// Where the runtime writes the init process's pid; `delete` of other shims reads it too.
+    pub(crate) fn init_pid_file(&self) -> PathBuf {
+        self.dir.join("init.pid")
+    }
+
+    /// Where the runtime writes an exec process's pid; unlike other shims' `<id>.pid` no exec id
+    /// can make it the init process's.
+    pub(crate) fn exec_pid_file(&self, id: &ExecId) -> PathBuf {
+        self.dir.join(format!("exec-{}.pid", id.as_str()))
+    }
+
+    /// Where the description of an exec process is handed to the runtime.
+    pub(crate) fn exec_process_file(&self, id: &ExecId) -> PathBuf {
+        self.dir.join(format!("exec-{}.json", id.as_str()))
+    }
+
+    /// Reads config.json.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Invalid`] if it is not what OCI says.
+    pub(crate) fn spec(&self) -> Result<Spec> {
+        let path = self.dir.join("config.json");
+        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
+    }
+
+    /// Replaces the state file atomically.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the old state is then still there.
+    pub(crate) fn save(&self, state: &State) -> Result<()> {
+        let path = self.dir.join(STATE);
+        let new = self.dir.join(".berth.json.new");
+        let text = serde_json::to_vec(state).map_err(|error| Error::Io {
+            action: "encode",
+            path: path.clone(),
+            source: error.into(),
+        })?;
+        fs::write(&new, text).map_err(Error::io("write", &new))?;
+        fs::rename(&new, &path).map_err(Error::io("replace", &path))
+    }
+
+    /// The state file, or `None` if there is none or it makes no sense: a daemon that was killed
+    /// may not have got so far.
+    pub(crate) fn state(&self) -> Option<State> {
+        let text = fs::read(self.dir.join(STATE)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Removes the files that berth made, for a Create that failed and after Delete; missing ones
+    /// are fine.
+    pub(crate) fn remove_state(&self) {
+        for name in [STATE, ".berth.json.new", "init.pid"] {
+            let _ = fs::remove_file(self.dir.join(name)); // containerd removes the whole bundle
+        }
+    }
+}
+
+/// Writes a file that only berth's own uid reads: it may hold a user's environment.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options
+        .open(path)
+        .and_then(|mut file| file.write_all(content))
+        .map_err(Error::io("write", path))
+}
+
+/// Reads a pid file that a runtime wrote.
+///
+/// # Errors
+/// [`Error::Io`] if it is missing or holds no pid.
+pub(crate) fn read_pid(path: &Path) -> Result<Pid> {
+    let text = fs::read_to_string(path).map_err(Error::io("read the runtime's pid file", path))?;
+    text.trim().parse().ok().and_then(Pid::new).ok_or_else(|| Error::Io {
+        action: "use the runtime's pid file",
+        path: path.to_owned(),
+        source: io::Error::new(io::ErrorKind::InvalidData, format!("{:?} is no pid", text.trim())),
+    })
+}
+
+/// Removes a file when dropped.
+#[must_use = "dropping the guard removes the file"]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Guards `path`, which need not exist (yet).
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Writes `content` to a file that only berth's own uid reads.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; nothing is left then.
+    pub(crate) fn write(path: PathBuf, content: &[u8]) -> Result<Self> {
+        let scratch = Self(path);
+        write(&scratch.0, content)?;
+        Ok(scratch)
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0); // most often it was never made
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_pid_namespace_is_own_only_if_it_is_new() {
+        let cases = [
+            ("new", r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"pid"}]}}"#, true),
+            (
+                "joined",
+                r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#,
+                false,
+            ),
+            ("host", r#"{"linux":{"namespaces":[{"type":"mount"}]}}"#, false),
+            ("null", r#"{"linux":{"namespaces":null}}"#, false),
+            ("no linux", "{}", false),
+        ];
+        for (name, json, expected) in cases {
+            assert_eq!(spec(json).has_own_pid_namespace(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn systemd_cgroups_are_known_by_their_path() {
+        let cases = [
+            ("systemd", "kubepods-burstable.slice:cri-containerd:abc", true),
+            ("default slice", ":docker:abc", true),
+            ("cgroupfs", "/default/abc", false),
+            ("cgroupfs with colons", "/a:b:c", false),
+            ("relative", "abc", false),
+            ("none", "", false),
+        ];
+        for (name, path, expected) in cases {
+            let json = format!(r#"{{"linux":{{"cgroupsPath":"{path}"}}}}"#);
+            assert_eq!(spec(&json).wants_systemd_cgroup(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_is_known_by_the_containers_id() {
+        let cases = [
+            ("cgroupfs", "/default/abc", Some("/default/abc")),
+            ("somebody else's", "/default/abd", None),
+            ("climbing", "/default/../abc", None),
+            ("none", "", None),
+            (
+                "systemd",
+                "kubepods-burstable-pod1.slice:cri-containerd:abc",
+                Some(
+                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope",
+                ),
+            ),
+            ("default slice", ":docker:abc", Some("/system.slice/docker-abc.scope")),
+            ("root slice", "-.slice:docker:abc", Some("/docker-abc.scope")),
+            ("another's scope", "a.slice:docker:abd", None),
+        ];
+        let id = ContainerId::new("abc").unwrap();
+        for (name, path, expected) in cases {
+            let json = format!(r#"{{"linux":{{"cgroupsPath":"{path}"}}}}"#);
+            let found = spec(&json).cgroup_path(&id);
+            assert_eq!(found.as_deref(), expected.map(Path::new), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_half_written_state_is_no_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = Bundle::open(dir.path().to_str().unwrap()).unwrap();
+        assert!(bundle.state().is_none());
+        fs::write(dir.path().join(STATE), "{\"version\":1,\"gro").unwrap();
+        assert!(bundle.state().is_none());
+    }
+}

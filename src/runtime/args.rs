@@ -1,0 +1,161 @@
+//! The argument vectors of an OCI runtime; pure. The forms are those that runc, crun and youki share
+//! ([runc(8)], [OCI runtime command line interface]).
+//!
+//! [runc(8)]: https://github.com/opencontainers/runc/tree/main/man
+//! [OCI runtime command line interface]: https://github.com/opencontainers/runtime-tools/blob/master/docs/command-line-interface.md
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::ids::ContainerId;
+use crate::runtime::Runtime;
+
+/// What stands before the subcommand; for `delete` also without a daemon.
+pub(crate) fn global(runtime: &Runtime, log: &Path) -> Vec<OsString> {
+    let mut args: Vec<OsString> =
+        vec!["--root".into(), runtime.root.clone().into(), "--log".into(), log.into()];
+    args.extend(["--log-format".into(), "json".into()]);
+    if !runtime.criu_path.is_empty() {
+        args.extend(["--criu".into(), runtime.criu_path.clone().into()]);
+    }
+    if runtime.systemd_cgroup {
+        args.push("--systemd-cgroup".into());
+    }
+    args
+}
+
+pub(super) fn create(
+    runtime: &Runtime,
+    bundle: &Path,
+    pid_file: &Path,
+    console: Option<&Path>,
+    id: &ContainerId,
+) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["create".into(), "--bundle".into(), bundle.into()];
+    args.extend(["--pid-file".into(), pid_file.into()]);
+    if let Some(console) = console {
+        args.extend(["--console-socket".into(), console.into()]);
+    }
+    if runtime.no_pivot_root {
+        args.push("--no-pivot".into());
+    }
+    if runtime.no_new_keyring {
+        args.push("--no-new-keyring".into());
+    }
+    args.push(id.as_str().into());
+    args
+}
+
+pub(super) fn start(id: &ContainerId) -> Vec<OsString> {
+    vec!["start".into(), id.as_str().into()]
+}
+
+pub(super) fn exec(
+    process: &Path,
+    pid_file: &Path,
+    console: Option<&Path>,
+    id: &ContainerId,
+) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["exec".into(), "--process".into(), process.into()];
+    if let Some(console) = console {
+        args.extend(["--console-socket".into(), console.into()]);
+    }
+    args.extend(["--detach".into(), "--pid-file".into(), pid_file.into(), id.as_str().into()]);
+    args
+}
+
+pub(super) fn kill(id: &ContainerId, signal: u32, all: bool) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["kill".into()];
+    if all {
+        args.push("--all".into());
+    }
+    args.extend([id.as_str().into(), signal.to_string().into()]);
+    args
+}
+
+/// As [`global`], also for `delete` without a daemon.
+pub(crate) fn delete(id: &ContainerId, force: bool) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["delete".into()];
+    if force {
+        args.push("--force".into());
+    }
+    args.push(id.as_str().into());
+    args
+}
+
+pub(super) fn pause(id: &ContainerId) -> Vec<OsString> {
+    vec!["pause".into(), id.as_str().into()]
+}
+
+pub(super) fn resume(id: &ContainerId) -> Vec<OsString> {
+    vec!["resume".into(), id.as_str().into()]
+}
+
+pub(super) fn update(id: &ContainerId, resources: &Path) -> Vec<OsString> {
+    vec!["update".into(), "--resources".into(), resources.into(), id.as_str().into()]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn runtime() -> Runtime {
+        Runtime {
+            path: "/usr/bin/runc".into(),
+            root: "/run/r/ns".into(),
+            systemd_cgroup: false,
+            no_pivot_root: false,
+            no_new_keyring: false,
+            criu_path: String::new(),
+            deadline: Duration::from_secs(30),
+        }
+    }
+
+    #[test]
+    fn each_option_has_its_place() {
+        let id = ContainerId::new("c").unwrap();
+        let all = Runtime {
+            systemd_cgroup: true,
+            no_pivot_root: true,
+            no_new_keyring: true,
+            criu_path: "/x/criu".into(),
+            ..runtime()
+        };
+        let (log, bundle, pid, console) =
+            (Path::new("/l"), Path::new("/b"), Path::new("/p"), Some(Path::new("/s")));
+        let cases = [
+            ("global", global(&runtime(), log), "--root /run/r/ns --log /l --log-format json"),
+            (
+                "global, all",
+                global(&all, log),
+                "--root /run/r/ns --log /l --log-format json --criu /x/criu --systemd-cgroup",
+            ),
+            (
+                "create",
+                create(&runtime(), bundle, pid, None, &id),
+                "create --bundle /b --pid-file /p c",
+            ),
+            (
+                "create, all",
+                create(&all, bundle, pid, console, &id),
+                "create --bundle /b --pid-file /p --console-socket /s --no-pivot --no-new-keyring c",
+            ),
+            (
+                "exec",
+                exec(Path::new("/j"), pid, console, &id),
+                "exec --process /j --console-socket /s --detach --pid-file /p c",
+            ),
+            ("kill", kill(&id, 15, false), "kill c 15"),
+            ("kill all", kill(&id, 9, true), "kill --all c 9"),
+            ("delete", delete(&id, false), "delete c"),
+            ("delete force", delete(&id, true), "delete --force c"),
+            ("update", update(&id, Path::new("/j")), "update --resources /j c"),
+        ];
+        for (name, args, expected) in cases {
+            let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+            assert_eq!(args.join(" "), expected, "{name}");
+        }
+    }
+}

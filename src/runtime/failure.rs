@@ -1,0 +1,136 @@
+//! A command that failed: what the runtime says of it, and what that means. The only place where a
+//! runtime's text is matched.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::error::Error;
+use crate::ids::ContainerId;
+
+/// What is read of a log; a runtime that fills its log cannot fill our memory.
+const LOG_LIMIT: u64 = 1024 * 1024;
+
+/// One line of the runtime's log, written with `--log-format json`.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(default)]
+    level: String,
+    #[serde(default)]
+    msg: String,
+}
+
+/// The runtime's own words: the last error in its log, else what it printed.
+pub(super) fn message(log: &Path, output: &str) -> String {
+    let logged =
+        File::open(log).ok().and_then(|file| last_error(BufReader::new(file.take(LOG_LIMIT))));
+    match logged {
+        Some(message) => message,
+        None if output.is_empty() => "it gave no reason".into(),
+        None => output.into(),
+    }
+}
+
+fn last_error(log: impl BufRead) -> Option<String> {
+    log.split(b'\n')
+        .map_while(Result::ok)
+        .filter_map(|line| serde_json::from_slice::<Line>(&line).ok())
+        .filter(|line| matches!(line.level.as_str(), "error" | "fatal" | "panic"))
+        .map(|line| line.msg.trim().to_owned())
+        .filter(|message| !message.is_empty())
+        .last()
+}
+
+/// Turns a failed command into what containerd's clients act on.
+pub(super) fn error(
+    runtime: String,
+    command: &'static str,
+    status: u32,
+    message: String,
+    id: Option<&ContainerId>,
+) -> Error {
+    if let Some(id) = id.filter(|_| command == "kill" && is_finished(&message)) {
+        return Error::Finished { id: id.to_string() };
+    }
+    let status = match status.checked_sub(128) {
+        Some(signal) if signal > 0 => format!("signal {signal}"),
+        _ => format!("exit status {status}"),
+    };
+    Error::Runtime { runtime, command, status, message }
+}
+
+/// Whether a runtime says that there is nothing (left) to signal: runc 1.0 to 1.4, crun 1.x, youki.
+fn is_finished(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    [
+        "process already finished",
+        "container not running",
+        "no such process",
+        "container is not running",
+        "cannot be killed because it is",
+    ]
+    .iter()
+    .any(|text| message.contains(text))
+        || is_unknown(&message)
+}
+
+/// Whether a runtime says that it knows no such container, so that there is nothing to delete.
+pub(crate) fn is_unknown(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("does not exist") || message.contains("no such container")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_of_the_log_counts() {
+        let cases = [
+            (
+                "runc",
+                "{\"level\":\"error\",\"msg\":\"runc create failed: x\",\"time\":\"t\"}\n",
+                Some("runc create failed: x"),
+            ),
+            (
+                "warnings and two errors",
+                "{\"level\":\"error\",\"msg\":\"a\"}\n{\"level\":\"error\",\"msg\":\"b\"}\n{\"level\":\"warning\",\"msg\":\"c\"}\n",
+                Some("b"),
+            ),
+            (
+                "crun",
+                "{\"msg\": \"cannot open `x`: No such file or directory\", \"level\": \"error\", \"time\": \"2026\"}",
+                Some("cannot open `x`: No such file or directory"),
+            ),
+            ("garbage", "\u{0}\u{1}garbage\n{\"level\":\"er", None),
+            ("only information", "{\"level\":\"info\",\"msg\":\"a\"}\n", None),
+            ("empty", "", None),
+        ];
+        for (name, log, expected) in cases {
+            assert_eq!(last_error(log.as_bytes()).as_deref(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_kill_that_comes_too_late_is_told_from_one_that_fails() {
+        let id = ContainerId::new("c").unwrap();
+        let cases = [
+            ("runc 1.1", "container not running", true),
+            ("go", "os: process already finished", true),
+            ("crun", "kill container: No such process", true),
+            ("gone", "container does not exist", true),
+            (
+                "crun, gone",
+                "error opening file `/run/crun/c/status`: No such file or directory",
+                false,
+            ),
+            ("other", "invalid signal", false),
+        ];
+        for (name, message, finished) in cases {
+            let error = error("r".into(), "kill", 1, message.into(), Some(&id));
+            assert_eq!(matches!(error, Error::Finished { .. }), finished, "{name}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The OCI runtime: one method per command, each with a deadline.
+//!
+//! A command runs with the bundle as working directory and `--log FILE` among its arguments;
+//! wrappers rely on both. When its time has passed, it is killed with every process below it.
+
+pub(crate) mod args;
+pub(crate) mod failure;
+mod output;
+pub(crate) mod table;
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::bundle::{Bundle, Scratch};
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::ids::{ContainerId, Pid};
+use crate::reaper::{Child, Exit, Reaper};
+use crate::runtime::output::Output;
+use crate::sys::child::{self, Streams};
+use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
+
+/// How long a killed command may take to disappear; it is unkillable only in the kernel.
+const KILL_GRACE: Duration = Duration::from_secs(1);
+
+/// A runtime as it was resolved at Create: plain data, kept in the bundle for `delete`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Runtime {
+    /// Absolute path of the program.
+    pub(crate) path: PathBuf,
+    /// `--root`: where it keeps its state of the namespace's containers.
+    pub(crate) root: PathBuf,
+    /// `--systemd-cgroup`.
+    pub(crate) systemd_cgroup: bool,
+    /// `--no-pivot` at create.
+    pub(crate) no_pivot_root: bool,
+    /// `--no-new-keyring` at create.
+    pub(crate) no_new_keyring: bool,
+    /// `--criu`; empty leaves it out.
+    pub(crate) criu_path: String,
+    /// How long one command may take.
+    pub(crate) deadline: Duration,
+}
+
+/// What a command needs beyond its runtime: whose it is and until when its caller waits.
+pub(crate) struct Call<'a> {
+    /// The container.
+    pub(crate) id: &'a ContainerId,
+    /// Its bundle: working directory and place for the log.
+    pub(crate) bundle: &'a Bundle,
+    /// The daemon's waiter.
+    pub(crate) reaper: &'a Reaper,
+    /// The caller's deadline, where it set one.
+    pub(crate) deadline: Option<Instant>,
+    stray: RefCell<Option<Cgroup>>,
+}
+
+impl<'a> Call<'a> {
+    /// A call for one container.
+    pub(crate) fn new(
+        id: &'a ContainerId,
+        bundle: &'a Bundle,
+        reaper: &'a Reaper,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self { id, bundle, reaper, deadline, stray: RefCell::default() }
+    }
+
+    /// The cgroup that a command had made when it was killed, which the runtime may not know of.
+    pub(crate) fn stray(&self) -> Option<Cgroup> {
+        self.stray.borrow().clone()
+    }
+}
+
+impl Runtime {
+    /// Makes a container whose init process waits for `start`; its pid is then in `pid_file`.
+    ///
+    /// # Errors
+    /// As all methods here: [`Error::Runtime`] with the runtime's own words, [`Error::Deadline`]
+    /// that names the command, [`Error::NoRuntime`] if the program is gone.
+    pub(crate) async fn create(
+        &self,
+        call: &Call<'_>,
+        pid_file: &Path,
+        console: Option<&Path>,
+        streams: Option<Streams>,
+    ) -> Result<()> {
+        let args = args::create(self, call.bundle.dir(), pid_file, console, call.id);
+        self.run(call, "create", args, streams).await
+    }
+
+    /// Lets the init process run the user's program.
+    pub(crate) async fn start(&self, call: &Call<'_>) -> Result<()> {
+        self.run(call, "start", args::start(call.id), None).await
+    }
+
+    /// Runs the process described in `process_file` inside the container; its pid is then in
+    /// `pid_file`.
+    pub(crate) async fn exec(
+        &self,
+        call: &Call<'_>,
+        process_file: &Path,
+        pid_file: &Path,
+        console: Option<&Path>,
+        streams: Option<Streams>,
+    ) -> Result<()> {
+        let args = args::exec(process_file, pid_file, console, call.id);
+        self.run(call, "exec", args, streams).await
+    }
+
+    /// Sends a signal to the init process, or to every process of the container.
+    pub(crate) async fn kill(&self, call: &Call<'_>, signal: u32, all: bool) -> Result<()> {
+        self.run(call, "kill", args::kill(call.id, signal, all), None).await
+    }
+
+    /// Removes the container's cgroup and the runtime's state of it; `force` kills what still runs.
+    pub(crate) async fn delete(&self, call: &Call<'_>, force: bool) -> Result<()> {
+        self.run(call, "delete", args::delete(call.id, force), None).await
+    }
+
+    /// Freezes every process of the container.
+    pub(crate) async fn pause(&self, call: &Call<'_>) -> Result<()> {
+        self.run(call, "pause", args::pause(call.id), None).await
+    }
+
+    /// Lets a paused container run again.
+    pub(crate) async fn resume(&self, call: &Call<'_>) -> Result<()> {
+        self.run(call, "resume", args::resume(call.id), None).await
+    }
+
+    /// Sets the limits that `resources`, a file with OCI `LinuxResources`, names.
+    pub(crate) async fn update(&self, call: &Call<'_>, resources: &Path) -> Result<()> {
+        self.run(call, "update", args::update(call.id, resources), None).await
+    }
+
+    /// Runs one command to its end. Without `streams` its output is kept for the error's text.
+    async fn run(
+        &self,
+        call: &Call<'_>,
+        name: &'static str,
+        command: Vec<OsString>,
+        streams: Option<Streams>,
+    ) -> Result<()> {
+        let log = Scratch::new(output::log_file(call.bundle.dir(), name));
+        let mut args = args::global(self, log.path());
+        args.extend(command);
+        let (output, streams) = match streams {
+            Some(streams) => (None, streams),
+            None => {
+                let (output, streams) = Output::capture()?;
+                (Some(output), streams)
+            }
+        };
+        let child = call
+            .reaper
+            .spawn(&self.path, &args, call.bundle.dir(), &[], streams)
+            .map_err(|error| self.cannot_start(error))?;
+        let what = || format!("`{} {name}`", self.name());
+        let ended = ended(child, call.deadline, self.deadline, what).await;
+        let exit = ended.map_err(|late| {
+            call.stray.replace(late.cgroup);
+            late.error
+        })?;
+        if exit.status == 0 {
+            return Ok(());
+        }
+        let output = output.map(|output| output.text()).unwrap_or_default();
+        let message = failure::message(log.path(), &output);
+        Err(failure::error(self.name(), name, exit.status, message, Some(call.id)))
+    }
+
+    /// The program's name for messages.
+    pub(crate) fn name(&self) -> String {
+        self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
+    }
+
+    fn cannot_start(&self, source: std::io::Error) -> Error {
+        if source.kind() == std::io::ErrorKind::NotFound && !self.path.exists() {
+            return Error::NoRuntime { name: self.path.display().to_string() };
+        }
+        Error::Io { action: "run the OCI runtime", path: self.path.clone(), source }
+    }
+}
+
+/// A command that was killed because its time had passed.
+struct Late {
+    error: Error,
+    /// What it had made of a container.
+    cgroup: Option<Cgroup>,
+}
+
+/// Waits until a command ends; kills it when its own time `limit` or the `caller`'s has passed.
+async fn ended(
+    child: Child,
+    caller: Option<Instant>,
+    limit: Duration,
+    what: impl Fn() -> String,
+) -> Result<Exit, Late> {
+    let began = Instant::now();
+    let own = began + limit;
+    let deadline = caller.map_or(own, |caller| caller.min(own));
+    let Child { pid, mut exit } = child;
+    match timeout_at(deadline, &mut exit).await {
+        Ok(exit) => Ok(exit.unwrap_or_else(|_| Exit::killed())),
+        Err(_) => {
+            let cgroup = kill_tree(pid);
+            if timeout(KILL_GRACE, exit).await.is_err() {
+                log::error!("{} (pid {pid}) cannot be killed", what());
+            }
+            let limit = deadline.saturating_duration_since(began);
+            Err(Late { error: Error::Deadline { what: what(), limit }, cgroup })
+        }
+    }
+}
+
+/// Runs a helper that is no OCI runtime, as `mount.fuse3` is, with the same care.
+///
+/// # Errors
+/// [`Error::Runtime`] with what it printed, [`Error::Deadline`] after `limit`, [`Error::Io`] if it
+/// cannot be run.
+pub(crate) async fn help(
+    reaper: &Reaper,
+    program: &Path,
+    args: &[OsString],
+    cwd: &Path,
+    limit: Duration,
+) -> Result<()> {
+    let (output, streams) = Output::capture()?;
+    let child =
+        reaper.spawn(program, args, cwd, &[], streams).map_err(Error::io("run", program))?;
+    let what = || format!("`{}`", program.display());
+    let exit = ended(child, None, limit, what).await.map_err(|late| late.error)?;
+    if exit.status == 0 {
+        return Ok(());
+    }
+    let name = program.display().to_string();
+    Err(failure::error(name, "mount", exit.status, output.text(), None))
+}
+
+/// Kills a command that has not been waited for, and every process below it: a half-made
+/// container's init process leads a session of its own, out of the group's reach. Returns the
+/// container's cgroup, if one of them was in it.
+fn kill_tree(leader: Pid) -> Option<Cgroup> {
+    // Descriptors first, then the check that each is still below the leader, then the signal: a
+    // pid that is reused in between is never hit.
+    let bound: Vec<_> = child::descendants(leader)
+        .into_iter()
+        .filter_map(|pid| pidfd_open(pid).ok().map(|fd| (pid, fd)))
+        .collect();
+    let still = child::descendants(leader);
+    let cgroup = still.iter().find_map(|pid| Cgroup::of(*pid).ok().flatten());
+    child::kill_group(leader);
+    for (pid, fd) in bound {
+        if still.contains(&pid) {
+            // ESRCH: it has ended by itself.
+            let _ = pidfd_send_signal(fd.as_fd(), libc::SIGKILL);
+        }
+    }
+    cgroup
+}
