@@ -7,6 +7,9 @@
 //! [protocol]: https://github.com/containerd/ttrpc/blob/main/PROTOCOL.md
 
 pub(crate) mod blocking;
+pub(crate) mod client;
+pub(crate) mod server;
+mod stream;
 
 use std::time::Duration;
 
