@@ -1,13 +1,10 @@
 //! `-info`: what berth is, and what its OCI runtime can do. containerd 2.3 asks before the first
 //! task of a runtime, and any version before it passes idmapped mounts to it.
 
-use std::env;
-use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,8 +18,9 @@ use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 
 use crate::error::{Error, Result};
+use crate::runtime::table;
 use crate::wire::options;
-use crate::{NAME, input};
+use crate::{NAME, config, input};
 
 /// The type under which containerd knows the JSON that `runc features` prints.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
@@ -30,8 +28,6 @@ const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/featur
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest answer; runc's has some 10 KiB.
 const LIMIT: usize = 1 << 20;
-/// The runtimes to look for when the options name none.
-const DEFAULTS: [&str; 2] = ["runc", "crun"];
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit; the build sets it where it knows.
@@ -51,11 +47,10 @@ pub(crate) fn version() -> String {
 pub(crate) fn run() -> Result<Vec<u8>> {
     let broken = |error| Error::Invalid(format!("broken options: {error}"));
     let any = Any::parse_from_bytes(&input::read()?).map_err(broken)?;
-    let options = options::decode(&any)?;
-    let binary = options.map(|options| options.binary_name).unwrap_or_default();
-    let runtime = match binary.as_str() {
-        "" => DEFAULTS.into_iter().find_map(find),
-        name => Some(find(name).ok_or_else(|| Error::NoRuntime { name: name.into() })?),
+    let options = options::decode(&any)?.unwrap_or_default();
+    let runtime = match table::find(&options, &config::load(&options)?) {
+        Err(Error::NoRuntime { .. }) if options.binary_name.is_empty() => None,
+        found => Some(found?),
     };
     let features = runtime.and_then(|runtime| features(&runtime, TIMEOUT));
     let version = RuntimeVersion {
@@ -73,19 +68,6 @@ pub(crate) fn run() -> Result<Vec<u8>> {
         ..RuntimeInfo::default()
     };
     info.write_to_bytes().map_err(|error| Error::Invalid(format!("cannot answer: {error}")))
-}
-
-/// The program `name` names: a path, or an executable file in one of PATH's directories.
-fn find(name: &str) -> Option<PathBuf> {
-    if name.contains('/') {
-        return Some(PathBuf::from(name)).filter(|path| is_program(path));
-    }
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|dir| dir.join(name)).find(|path| is_program(path))
-}
-
-fn is_program(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
 }
 
 /// The JSON object that `RUNTIME features` prints, or `None` if it prints none in time.
@@ -151,6 +133,8 @@ impl Drop for Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn features_are_a_json_object_in_time_or_nothing() {

@@ -1,10 +1,122 @@
 //! berth, a containerd shim v2: the process between containerd and an OCI runtime.
+//!
+//! Whoever knows [Runtime v2] finds each of its steps in the file that bears its name.
+//!
+//! ```text
+//! main.rs       arguments -> run -> exit code
+//! cli.rs        flags and subcommands -> `Command`; pure
+//! start.rs      `start`: bootstrap parameters in, find or spawn the group's daemon, its address out
+//! delete.rs     `delete`: clean up after a dead daemon, the whole group, from the bundles alone
+//! info.rs       `-info`: name, version and the chosen runtime's OCI features
+//! input.rs      what a caller sends on stdin, bounded in size and time
+//! daemon.rs     the long life: sub-reaper, signals, server, end; log.rs: records -> `log` FIFO
+//! service/      the ttrpc services: decode, call, encode
+//! container/    mod.rs: `Containers` by id, `Container` and what can be done with it; create.rs,
+//!               exec.rs, exit.rs: its beginnings and ends; process.rs: id, pid, stdio, state;
+//!               state.rs: the lifecycle as one pure table
+//! runtime/      mod.rs: `Runtime`, one method per OCI command; table.rs: discovery; args.rs: argv,
+//!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`
+//! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
+//!               the two ways to mount; unmount.rs
+//! io/           mod.rs: stdio URIs; process.rs: `ProcessIo`; fifo.rs relay.rs console.rs; holders.rs:
+//!               who keeps a pipe open
+//! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`: pids, kill, remove; stats/
+//! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken
+//! reaper.rs     the only wait; spawns the daemon's children; `Watch` keeps exits that precede the pid
+//! rpc/          ttrpc: mod.rs: frames, pure; server.rs; client.rs, blocking.rs: calls; stream.rs
+//! wire/         protobuf messages <-> our types, pure
+//! bundle.rs     `Bundle`: every file we read or write in one; the config.json fields we need
+//! config/       mod.rs: typed `Config`, checked once; source.rs: which file wins
+//! socket.rs     address of a group's shim; bind, probe, unlink guard
+//! ids.rs        `ContainerId`, `ExecId`, `Namespace`, `Pid`: checked once, where they enter
+//! error.rs      `Error` and the ttrpc status each variant maps to
+//! sys/          the only `unsafe`: one file per kind of system call; no policy, no logging
+//! ```
+//!
+//! Calls go down: `main > cli > start|delete|info|daemon > service > container > runtime|rootfs|io|
+//! cgroup|events > reaper > rpc|bundle|config|socket|wire|ids|error > sys`. `container` alone
+//! combines its siblings.
+//!
+//! ```text
+//! start   socket: a live shim answers? print its address, done
+//!         else bind -> spawn self, socket as fd 3, cwd = bundle -> oom score, shim cgroup -> print
+//! daemon  log -> sub-reaper -> signals -> services on fd 3 -> wait -> unlink -> deliver -> end
+//! Create  decode -> reserve id -> state file -> rootfs -> streams or console socket
+//!         -> reaper.watch() -> runtime.create -> watch.claim(pid) -> Created -> /tasks/create
+//! Start   turn -> runtime.start -> Running -> /tasks/start -> end of turn
+//! exit    SIGCHLD -> reaper -> dead -> turn -> exec processes ended -> Stopped, every Wait,
+//!         /tasks/exit
+//! Delete  drain streams (10 s) -> runtime.delete -> unmount -> /tasks/delete -> forget
+//! ```
+//!
+//! Four invariants carry the design; each is stated where it is kept, and tested:
+//! 1. An event is queued in the turn that made it true, so queue order is the task's order.
+//! 2. A `Watch` opens before the runtime runs, so an exit before the pid is known is never lost.
+//! 3. Whatever the daemon holds has a guard in Create and a twin in `delete.rs` for a killed daemon.
+//! 4. A runtime command has a deadline and delays only its own caller: State, Stats, Wait and Kill
+//!    read cells and take no turn, nor does another container of the pod.
+//!
+//! The daemon is one thread: state is `Rc` and `Cell`, and no borrow of a cell crosses an await.
+//! Mounts, which may block, run on threads of their own.
+//!
+//! [Runtime v2]: https://github.com/containerd/containerd/blob/main/docs/runtime-v2.md
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+use std::error::Error as StdError;
+use std::ffi::OsString;
+use std::io::Write;
+
+use cli::Command;
+
+mod bundle;
 mod cgroup;
+mod cli;
+mod config;
+mod container;
+mod daemon;
+mod delete;
 mod error;
+mod events;
 mod ids;
+mod info;
+mod input;
 mod io;
+mod log;
+mod reaper;
 mod rootfs;
+mod rpc;
+mod runtime;
+mod service;
+mod socket;
+mod start;
 #[expect(unsafe_code, reason = "the system calls that no safe wrapper covers; each has its proof")]
 mod sys;
+mod wire;
+
+/// The name under which containerd knows this shim.
+pub(crate) const NAME: &str = "io.containerd.berth.v1";
+
+/// Carries out one command line, program name first; the answer goes to `out`, last of all.
+///
+/// # Errors
+/// What to tell the user, in one sentence. Nothing was written to `out` then.
+pub fn run(
+    args: impl IntoIterator<Item = OsString>,
+    out: &mut dyn Write,
+) -> Result<(), Box<dyn StdError>> {
+    let mut args = args.into_iter();
+    let program = args.next().unwrap_or_else(|| "containerd-shim-berth-v1".into());
+    let answer = match cli::parse(args)? {
+        Command::Start(flags) => return Ok(start::run(&flags, &program, out)?),
+        Command::Daemon(flags) => {
+            // Once it serves, its stderr is /dev/null: the log is where the reason is seen.
+            return Ok(daemon::run(flags).inspect_err(|error| ::log::error!("{error}"))?);
+        }
+        Command::Delete(flags) => delete::run(&flags)?,
+        Command::Info => info::run()?,
+        Command::Version => info::version().into_bytes(),
+        Command::Help => cli::HELP.into(),
+    };
+    out.write_all(&answer).and_then(|()| out.flush()).map_err(error::Error::sys("answer"))?;
+    Ok(())
+}

@@ -99,6 +99,26 @@ impl Hierarchies {
         (!cgroup.v1.is_empty() || cgroup.v2.is_some()).then_some(cgroup)
     }
 
+    /// The cgroup at `path`, as seen from the root of the hierarchies: in every one that has such a
+    /// directory. For a container whose processes are not known any more.
+    pub(crate) fn existing(&self, path: &Path) -> Option<Cgroup> {
+        let mut cgroup = Cgroup { v1: Vec::new(), v2: None };
+        for mount in &self.mounts {
+            let path = mount.target.join(path.strip_prefix("/").unwrap_or(path));
+            let known = cgroup.v1.iter().any(|directory| directory.path == path);
+            if known || !path.join("cgroup.procs").exists() {
+                continue;
+            }
+            match &mount.options {
+                None => cgroup.v2 = Some(path),
+                Some(options) => {
+                    cgroup.v1.push(Directory { controllers: options.clone(), path });
+                }
+            }
+        }
+        (!cgroup.v1.is_empty() || cgroup.v2.is_some()).then_some(cgroup)
+    }
+
     /// Puts a process into the existing cgroup `path`, as seen from the root of the hierarchies:
     /// the runc option `shim_cgroup`. On v1 that is every hierarchy that has such a cgroup.
     ///

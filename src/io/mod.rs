@@ -17,8 +17,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::console::{ConsoleSocket, remove_leftovers};
-pub(crate) use self::holders::Holder;
-pub(crate) use self::process::{ChildStdio, ProcessIo, Undrained};
+pub(crate) use self::process::ProcessIo;
 
 use crate::error::{Error, Result};
 

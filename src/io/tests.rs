@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
+use super::process::ChildStdio;
 use super::*;
 
 fn run<T>(test: impl Future<Output = T>) -> T {

@@ -188,11 +188,6 @@ pub(crate) struct RootfsMount {
 }
 
 impl RootfsMount {
-    /// Takes over what an earlier process mounted on `rootfs`.
-    pub(crate) fn adopt(rootfs: PathBuf) -> Self {
-        Self { rootfs: Some(rootfs) }
-    }
-
     /// Unmounts, on a thread, and reports failure, for `Delete`.
     ///
     /// # Errors

@@ -1,0 +1,250 @@
+//! Create: from a bundle to a container whose init process waits for Start. Each step has a guard;
+//! success moves them all into the [`Container`].
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::bundle::{self, Bundle, Spec};
+use crate::cgroup::Cgroup;
+use crate::config;
+use crate::container::{Container, Containers, Process, Slot};
+use crate::error::{Error, Result};
+use crate::events::Event;
+use crate::ids::{ContainerId, Pid};
+use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
+use crate::reaper::Child;
+use crate::rootfs::{self, Mount, RootfsMount};
+use crate::runtime::{self, Call, Runtime, table};
+use crate::sys::child::start_time;
+use crate::wire::options::RuntimeOptions;
+
+/// How long undoing a failed Create may take on top of it.
+const UNDO: Duration = Duration::from_secs(5);
+/// How long the runtime's terminal may take after the runtime said that the container is made.
+const CONSOLE: Duration = Duration::from_secs(5);
+
+/// What Create is asked for.
+pub(crate) struct Creation {
+    /// Whose it will be.
+    pub(crate) id: ContainerId,
+    /// The bundle's directory.
+    pub(crate) bundle: String,
+    /// Mounted in order on the bundle's `rootfs`; empty if the caller has done it.
+    pub(crate) rootfs: Vec<Mount>,
+    /// The init process's streams.
+    pub(crate) stdio: StdioSpec,
+    /// Directory of a checkpoint to restore; empty for a new container.
+    pub(crate) checkpoint: String,
+    /// The options that containerd passed on.
+    pub(crate) options: RuntimeOptions,
+}
+
+/// Frees a reserved id unless the container got there.
+struct Reservation<'a> {
+    containers: &'a Containers,
+    id: ContainerId,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut map = self.containers.map.borrow_mut();
+        if matches!(map.get(&self.id), Some(Slot::Reserved)) {
+            map.remove(&self.id);
+        }
+    }
+}
+
+/// Removes berth's files from the bundle unless the container was made.
+struct Record<'a> {
+    bundle: &'a Bundle,
+    state: bundle::State,
+    keep: bool,
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.bundle.remove_state();
+        }
+    }
+}
+
+/// What the runtime made.
+struct Made {
+    child: Child,
+    cgroup: Option<Cgroup>,
+}
+
+impl Containers {
+    /// Creates a container; returns the pid of its init process, which waits for Start.
+    ///
+    /// Order: id, options and streams are checked before anything changes; then state file, rootfs,
+    /// streams, the runtime, `/tasks/create`. When a step fails, those before it are undone.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::Invalid`], [`Error::Runtime`] with the runtime's own words …
+    pub(crate) async fn create(
+        self: &Rc<Self>,
+        creation: Creation,
+        deadline: Option<Instant>,
+    ) -> Result<Pid> {
+        let Creation { id, bundle, rootfs, stdio, checkpoint, options } = creation;
+        let _reservation = self.reserve(&id)?;
+        let bundle = Bundle::open(&bundle)?;
+        let spec = bundle.spec()?;
+        stdio.check()?;
+        if !checkpoint.is_empty() {
+            return Err(Error::Unimplemented("restore from a checkpoint".into()));
+        }
+        let config = config::load(&options)?;
+        let runtime = table::resolve(&options, &config, &spec, &self.namespace)?;
+        let mut record = self.record(&bundle, &runtime)?;
+        let helper = async |program: &Path, args: &[OsString]| {
+            runtime::help(&self.reaper, program, args, bundle.dir(), config.deadline).await
+        };
+        let mounted = rootfs::mount(&rootfs, &bundle.rootfs(), helper).await?;
+
+        let init = Rc::new(Process::new(id.to_string(), None, stdio));
+        let io_owner = (options.io_uid, options.io_gid);
+        let call = Call::new(&id, &bundle, &self.reaper, deadline);
+        let made = match make(&runtime, &call, &init, io_owner, &mut record).await {
+            Ok(made) => made,
+            Err(error) => {
+                undo(&runtime, &call).await;
+                return Err(error);
+            }
+        };
+        record.keep = true;
+        drop(record);
+        let pid = made.child.pid;
+        let created = Event::Created {
+            id: id.clone(),
+            bundle: bundle.dir().to_owned(),
+            rootfs,
+            stdio: init.stdio.clone(),
+            checkpoint,
+            pid,
+        };
+        self.admit(made, Parts { id, bundle, init, runtime, io_owner, spec, mounted });
+        self.events.queue(created);
+        Ok(pid)
+    }
+
+    fn reserve(&self, id: &ContainerId) -> Result<Reservation<'_>> {
+        if self.closing.get() {
+            return Err(Error::ShuttingDown);
+        }
+        let mut map = self.map.borrow_mut();
+        if map.contains_key(id) {
+            return Err(Error::Exists { what: "container", id: id.to_string() });
+        }
+        map.insert(id.clone(), Slot::Reserved);
+        Ok(Reservation { containers: self, id: id.clone() })
+    }
+
+    /// Writes what `delete` must know before anything has to be undone.
+    fn record<'a>(&self, bundle: &'a Bundle, runtime: &Runtime) -> Result<Record<'a>> {
+        let state = bundle::State::new(self.group.clone(), self.socket.clone(), runtime.clone());
+        let record = Record { bundle, state, keep: false };
+        record.bundle.save(&record.state)?;
+        Ok(record)
+    }
+
+    /// Puts the container in its place and begins to wait for its end.
+    fn admit(self: &Rc<Self>, made: Made, parts: Parts) {
+        let container = Rc::new(Container {
+            id: parts.id.clone(),
+            bundle: parts.bundle,
+            init: parts.init,
+            shared: self.clone(),
+            runtime: parts.runtime,
+            io_owner: parts.io_owner,
+            own_pid_namespace: parts.spec.has_own_pid_namespace(),
+            cgroup: made.cgroup,
+            rootfs: RefCell::new(Some(parts.mounted)),
+            execs: RefCell::new(BTreeMap::new()),
+        });
+        self.map.borrow_mut().insert(parts.id, Slot::Ready(container.clone()));
+        container.watch_init(made.child);
+    }
+}
+
+/// What [`Containers::admit`] joins to a container.
+struct Parts {
+    id: ContainerId,
+    bundle: Bundle,
+    init: Rc<Process>,
+    runtime: Runtime,
+    io_owner: (u32, u32),
+    spec: Spec,
+    mounted: RootfsMount,
+}
+
+/// Runs the runtime's `create` and binds what it made to `init`.
+async fn make(
+    runtime: &Runtime,
+    call: &Call<'_>,
+    init: &Process,
+    (uid, gid): (u32, u32),
+    record: &mut Record<'_>,
+) -> Result<Made> {
+    let pid_file = call.bundle.init_pid_file();
+    let _ = fs::remove_file(&pid_file); // a stale one must not be taken for this run's
+    let watch = call.reaper.watch();
+    let io = if init.stdio.terminal {
+        let socket = ConsoleSocket::bind(call.bundle.dir())?;
+        runtime.create(call, &pid_file, Some(socket.path()), None).await?;
+        let master = receive(socket).await?;
+        ProcessIo::terminal(master, &init.stdio)?
+    } else {
+        let (io, child) = ProcessIo::open(&init.stdio, uid, gid)?;
+        let streams = [child.stdin, child.stdout, child.stderr];
+        runtime.create(call, &pid_file, None, Some(streams)).await?;
+        io
+    };
+    let pid = bundle::read_pid(&pid_file)?;
+    let (child, pidfd) = watch.claim(pid)?;
+    // An init process that has ended already has no cgroup to be found; its exit will be told.
+    let cgroup = Cgroup::of(pid).unwrap_or_else(|error| {
+        log::warn!("no cgroup for the processes of {:?}: {error}", call.id.as_str());
+        None
+    });
+    record.state.init = start_time(pid).map(|ticks| (pid.get(), ticks));
+    record.state.cgroup.clone_from(&cgroup);
+    record.bundle.save(&record.state)?;
+    init.bind(pid, pidfd, io);
+    Ok(Made { child, cgroup })
+}
+
+/// The terminal that the runtime sent over `socket`.
+pub(super) async fn receive(socket: ConsoleSocket) -> Result<std::os::fd::OwnedFd> {
+    socket.receive(Instant::now() + CONSOLE).await
+}
+
+/// Removes what a runtime may have made of a container before it failed. Failures are expected:
+/// most often there is nothing.
+async fn undo(runtime: &Runtime, call: &Call<'_>) {
+    let until = Instant::now() + UNDO;
+    let undo = Call::new(call.id, call.bundle, call.reaper, Some(until));
+    if let Err(error) = runtime.delete(&undo, true).await {
+        log::debug!("undoing the failed create of {:?}: {error}", call.id.as_str());
+    }
+    let Some(cgroup) = call.stray() else { return };
+    let gone = async {
+        while cgroup.populated().unwrap_or(false) {
+            let _ = cgroup.kill(); // repeated until nothing is left or the time is over
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = timeout_at(until, gone).await;
+    if let Err(error) = cgroup.remove() {
+        log::warn!("cgroup of the failed create of {:?} stays: {error}", call.id.as_str());
+    }
+}

@@ -1,0 +1,161 @@
+//! Exec processes: described, started, removed.
+
+use std::rc::Rc;
+
+use serde::Deserialize;
+use tokio::task::spawn_local;
+use tokio::time::Instant;
+
+use crate::bundle::{self, Scratch};
+use crate::container::create::receive;
+use crate::container::state::{Change, State};
+use crate::container::{Container, Process, drain_until, turn};
+use crate::error::{Error, Result};
+use crate::events::Event;
+use crate::ids::{ExecId, Pid};
+use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
+use crate::reaper::{Child, Exit};
+
+impl Container {
+    /// Describes a process to run inside: `process` is OCI `Process` as JSON, whose `terminal` is
+    /// replaced by the caller's.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::State`] unless the container is created or runs;
+    /// [`Error::Invalid`] for streams or a description that make no sense.
+    pub(crate) fn add_exec(&self, id: &ExecId, process: &[u8], stdio: StdioSpec) -> Result<()> {
+        self.takes_execs()?;
+        stdio.check()?;
+        if self.execs.borrow().contains_key(id) {
+            return Err(Error::Exists { what: "exec process", id: id.to_string() });
+        }
+        let described = describe(process, stdio.terminal)
+            .map_err(|error| Error::Invalid(format!("spec of exec process {id}: {error}")))?;
+        bundle::write(&self.bundle.exec_process_file(id), &described)?;
+        let exec = Rc::new(Process::new(id.to_string(), Some(id.clone()), stdio));
+        self.execs.borrow_mut().insert(id.clone(), exec);
+        let added = Event::ExecAdded { id: self.id.clone(), exec_id: id.clone() };
+        self.shared.events.queue(added);
+        Ok(())
+    }
+
+    /// A paused container would let the runtime hang, an ended one has nowhere to run in.
+    fn takes_execs(&self) -> Result<()> {
+        let state = match self.init.state() {
+            State::Created | State::Running if !self.init.is_dead() => return Ok(()),
+            State::Created | State::Running => "ending",
+            state => state.name(),
+        };
+        Err(Error::State { id: self.id.to_string(), change: "exec in", state })
+    }
+
+    /// Runs a described process; returns its pid. `/tasks/exec-started` is queued before anything
+    /// waits for its exit.
+    ///
+    /// # Errors
+    /// [`Error::State`] if it was started before, or the container is not there to run it; as the
+    /// runtime says: the process then stays described and can be deleted.
+    pub(crate) async fn start_exec(
+        self: &Rc<Self>,
+        exec: &Rc<Process>,
+        deadline: Option<Instant>,
+    ) -> Result<Pid> {
+        let Some(id) = exec.exec_id.clone() else { return self.start(deadline).await };
+        let _turn = turn(exec, deadline).await?;
+        exec.check(Change::Start, "start")?;
+        self.takes_execs()?;
+        let child = self.run_exec(exec, &id, deadline).await.inspect_err(|_| exec.never_ran())?;
+        let pid = child.pid;
+        exec.apply(Change::Start);
+        let started = Event::ExecStarted { id: self.id.clone(), exec_id: id, pid };
+        self.shared.events.queue(started);
+        self.clone().watch_exec(exec.clone(), child);
+        Ok(pid)
+    }
+
+    async fn run_exec(
+        &self,
+        exec: &Process,
+        id: &ExecId,
+        deadline: Option<Instant>,
+    ) -> Result<Child> {
+        let process_file = Scratch::new(self.bundle.exec_process_file(id));
+        let pid_file = Scratch::new(self.bundle.exec_pid_file(id));
+        let (process, pid) = (process_file.path(), pid_file.path());
+        let call = self.call(deadline);
+        let watch = self.shared.reaper.watch();
+        let io = if exec.stdio.terminal {
+            let socket = ConsoleSocket::bind(self.bundle.dir())?;
+            self.runtime.exec(&call, process, pid, Some(socket.path()), None).await?;
+            ProcessIo::terminal(receive(socket).await?, &exec.stdio)?
+        } else {
+            let (uid, gid) = self.io_owner;
+            let (io, child) = ProcessIo::open(&exec.stdio, uid, gid)?;
+            let streams = [child.stdin, child.stdout, child.stderr];
+            self.runtime.exec(&call, process, pid, None, Some(streams)).await?;
+            io
+        };
+        let pid = bundle::read_pid(pid)?;
+        let (child, pidfd) = watch.claim(pid)?;
+        exec.bind(pid, pidfd, io);
+        Ok(child)
+    }
+
+    /// Waits for the end of an exec process and announces it.
+    fn watch_exec(self: Rc<Self>, exec: Rc<Process>, child: Child) {
+        spawn_local(async move {
+            let exit = child.exit.await.unwrap_or_else(|_| Exit::killed());
+            exec.stop(exit);
+            let (id, exec_id) = (self.id.clone(), exec.exec_id.clone());
+            self.shared.events.queue(Event::Exited { id, exec_id, pid: child.pid, exit });
+        });
+    }
+
+    /// Removes an exec process that has ended or was never started; returns its pid and exit where
+    /// it has run.
+    ///
+    /// # Errors
+    /// [`Error::State`] while it runs; [`Error::Deadline`] as in [`Container::delete`], and then it
+    /// is gone all the same.
+    pub(crate) async fn delete_exec(
+        &self,
+        exec: &Process,
+        id: &ExecId,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(Pid, Exit)>> {
+        let _turn = turn(exec, deadline).await?;
+        let exit = match exec.state() {
+            State::Stopped(exit) => Some(exit),
+            State::Created => None,
+            state => {
+                let state = state.name();
+                return Err(Error::State { id: id.to_string(), change: "delete", state });
+            }
+        };
+        let drained = exec.finish_io(drain_until(deadline)).await;
+        drop(Scratch::new(self.bundle.exec_process_file(id)));
+        if self.execs.borrow_mut().remove(id).is_none() {
+            return Err(Error::NotFound { what: "exec process", id: id.to_string() });
+        }
+        drained.map(|()| exec.pid().zip(exit))
+    }
+}
+
+/// What must be right in a description, so that a wrong one is refused before it is started.
+#[derive(Deserialize)]
+struct Described {
+    #[serde(rename = "args")]
+    _args: Vec<String>,
+    #[serde(rename = "env", default)]
+    _env: Option<Vec<String>>,
+    #[serde(rename = "cwd", default)]
+    _cwd: String,
+}
+
+/// The description with the caller's `terminal`, which decides about the console socket.
+fn describe(process: &[u8], terminal: bool) -> serde_json::Result<Vec<u8>> {
+    let _: Described = serde_json::from_slice(process)?;
+    let mut process: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(process)?;
+    process.insert("terminal".into(), terminal.into());
+    serde_json::to_vec(&process)
+}

@@ -1,0 +1,67 @@
+//! The end of an init process: what must happen before it is announced.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::task::spawn_local;
+use tokio::time::{timeout, timeout_at};
+
+use crate::container::{Container, Process};
+use crate::events::Event;
+use crate::reaper::{Child, Exit};
+
+/// How long the end of a container's other processes may delay the news of its init's. They are
+/// killed; only one that hangs in the kernel takes longer.
+const OTHERS: Duration = Duration::from_secs(10);
+/// Between two looks at processes that are being killed.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+impl Container {
+    /// Waits for the end of the init process and announces it.
+    pub(super) fn watch_init(self: Rc<Self>, child: Child) {
+        spawn_local(async move {
+            let exit = child.exit.await.unwrap_or_else(|_| Exit::killed());
+            self.init.mark_dead();
+            // A Start, Pause or Resume that is under way queues its own event first.
+            let _turn = self.init.turn.lock().await;
+            if timeout(self.runtime.deadline + OTHERS, self.others_ended()).await.is_err() {
+                log::warn!("processes of {:?} outlive its init process", self.id.as_str());
+            }
+            self.init.stop(exit);
+            let id = self.id.clone();
+            self.shared.events.queue(Event::Exited { id, exec_id: None, pid: child.pid, exit });
+        });
+    }
+
+    /// Resolves when every exec process has ended and its exit is queued.
+    ///
+    /// With a PID namespace of the container's own the kernel has killed them all. Otherwise they
+    /// live on, and are killed here, as containerd's clients expect of a container that has ended.
+    async fn others_ended(&self) {
+        let execs: Vec<Rc<Process>> = self.execs.borrow().values().cloned().collect();
+        for exec in execs {
+            // One that is just being started: the runtime's deadline bounds the wait.
+            drop(exec.turn.lock().await);
+            while exec.pid().is_some() && exec.state().exit().is_none() {
+                let _ = exec.signal(9); // it may have ended by itself
+                let _ = timeout(LOOK_AGAIN, exec.wait()).await;
+            }
+        }
+        if self.own_pid_namespace {
+            return;
+        }
+        let until = tokio::time::Instant::now() + OTHERS;
+        let _ = timeout_at(until, async {
+            while let Some(cgroup) = &self.cgroup {
+                if !cgroup.populated().unwrap_or(false) {
+                    return;
+                }
+                if let Err(error) = cgroup.kill() {
+                    log::warn!("cannot kill what is left of {:?}: {error}", self.id.as_str());
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        })
+        .await;
+    }
+}

@@ -1,0 +1,362 @@
+//! The daemon's containers by id, and what they share.
+
+mod create;
+mod exec;
+mod exit;
+mod process;
+mod state;
+
+pub(crate) use create::Creation;
+pub(crate) use process::Process;
+pub(crate) use state::State;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{MutexGuard, Notify};
+use tokio::time::{Instant, timeout_at};
+
+use crate::bundle::{self, Bundle};
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::events::{Event, Events};
+use crate::ids::{ContainerId, ExecId, Namespace, Pid};
+use crate::reaper::{Exit, Reaper};
+use crate::rootfs::RootfsMount;
+use crate::runtime::{Call, Runtime, failure};
+use state::Change;
+
+/// How long Delete waits for output that has not reached its reader.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long Delete waits for the end of an init process that was never started.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+
+/// What all containers of one daemon share.
+pub(crate) struct Containers {
+    /// containerd's namespace.
+    pub(crate) namespace: Namespace,
+    /// The pod's id, or the only container's.
+    pub(crate) group: String,
+    /// The daemon's own socket.
+    pub(crate) socket: PathBuf,
+    /// The daemon's waiter.
+    pub(crate) reaper: Reaper,
+    /// The daemon's journal.
+    pub(crate) events: Events,
+    map: RefCell<BTreeMap<ContainerId, Slot>>,
+    closing: Cell<bool>,
+    closed: Notify,
+}
+
+enum Slot {
+    /// Create is under way.
+    Reserved,
+    Ready(Rc<Container>),
+}
+
+/// A container with its init and exec processes: plain data apart from the rootfs's guard and the
+/// processes' handles.
+pub(crate) struct Container {
+    /// Its id.
+    pub(crate) id: ContainerId,
+    /// Its bundle.
+    pub(crate) bundle: Bundle,
+    /// Its init process.
+    pub(crate) init: Rc<Process>,
+    shared: Rc<Containers>,
+    runtime: Runtime,
+    /// Who owns the pipes: the options' `IoUid` and `IoGid`.
+    io_owner: (u32, u32),
+    own_pid_namespace: bool,
+    cgroup: Option<Cgroup>,
+    rootfs: RefCell<Option<RootfsMount>>,
+    execs: RefCell<BTreeMap<ExecId, Rc<Process>>>,
+}
+
+impl Containers {
+    /// No containers yet.
+    pub(crate) fn new(
+        namespace: Namespace,
+        group: String,
+        socket: PathBuf,
+        reaper: Reaper,
+        events: Events,
+    ) -> Self {
+        Self {
+            namespace,
+            group,
+            socket,
+            reaper,
+            events,
+            map: RefCell::default(),
+            closing: Cell::default(),
+            closed: Notify::new(),
+        }
+    }
+
+    /// The container named `id`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], also while its Create is under way.
+    pub(crate) fn get(&self, id: &str) -> Result<Rc<Container>> {
+        let id = ContainerId::new(id)?;
+        match self.map.borrow().get(&id) {
+            Some(Slot::Ready(container)) => Ok(container.clone()),
+            _ => Err(Error::NotFound { what: "container", id: id.to_string() }),
+        }
+    }
+
+    /// Ends the daemon if it has no container; otherwise nothing changes.
+    pub(crate) fn shut_down_if_empty(&self) {
+        if self.map.borrow().is_empty() {
+            self.close();
+        }
+    }
+
+    /// From now on nothing is created; [`Containers::closed`] resolves.
+    pub(crate) fn close(&self) {
+        self.closing.set(true);
+        self.closed.notify_waiters();
+    }
+
+    /// Resolves when the daemon is to end.
+    pub(crate) async fn closed(&self) {
+        while !self.closing.get() {
+            self.closed.notified().await;
+        }
+    }
+
+    /// One line for each process, for a person who looks for a stuck one.
+    pub(crate) fn describe(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (id, slot) in self.map.borrow().iter() {
+            match slot {
+                Slot::Reserved => lines.push(format!("container {id}: being created")),
+                Slot::Ready(container) => {
+                    lines.push(format!("container {id}: {}", container.init.describe()));
+                    for (exec_id, exec) in container.execs.borrow().iter() {
+                        lines.push(format!("container {id} exec {exec_id}: {}", exec.describe()));
+                    }
+                }
+            }
+        }
+        lines.push(format!("{} events wait for containerd", self.events.waiting()));
+        lines
+    }
+}
+
+/// The turn of a process, waited for no longer than the caller waits.
+async fn turn(process: &Process, deadline: Option<Instant>) -> Result<MutexGuard<'_, ()>> {
+    let Some(deadline) = deadline else { return Ok(process.turn.lock().await) };
+    let began = Instant::now();
+    timeout_at(deadline, process.turn.lock()).await.map_err(|_| Error::Deadline {
+        what: format!("an earlier request for {:?}", process.name),
+        limit: deadline.saturating_duration_since(began),
+    })
+}
+
+impl Container {
+    fn call(&self, deadline: Option<Instant>) -> Call<'_> {
+        Call::new(&self.id, &self.bundle, &self.shared.reaper, deadline)
+    }
+
+    /// The init process (empty `exec_id`) or the exec process of that name.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn process(&self, exec_id: &str) -> Result<Rc<Process>> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let id = ExecId::new(exec_id)?;
+        let found = self.execs.borrow().get(&id).cloned();
+        found.ok_or_else(|| Error::NotFound { what: "exec process", id: exec_id.into() })
+    }
+
+    /// Runs the user's program in a created container; returns the init process's pid.
+    ///
+    /// `/tasks/start` is queued before the turn ends, so `/tasks/exit`, which takes the turn too,
+    /// cannot overtake it ([event order]).
+    ///
+    /// # Errors
+    /// [`Error::State`] once started or ended; [`Error::Runtime`] with the runtime's own words.
+    ///
+    /// [event order]: https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md
+    pub(crate) async fn start(&self, deadline: Option<Instant>) -> Result<Pid> {
+        let _turn = turn(&self.init, deadline).await?;
+        self.init.check(Change::Start, "start")?;
+        self.runtime.start(&self.call(deadline)).await?;
+        self.init.apply(Change::Start);
+        let pid = self.init_pid()?;
+        self.shared.events.queue(Event::Started { id: self.id.clone(), pid });
+        Ok(pid)
+    }
+
+    fn init_pid(&self) -> Result<Pid> {
+        self.init.pid().ok_or(Error::NotFound { what: "process", id: self.id.to_string() })
+    }
+
+    /// Freezes the container; `/tasks/paused` follows. State says "pausing" meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::State`] unless it runs; as the runtime says, and then it runs on.
+    pub(crate) async fn pause(&self, deadline: Option<Instant>) -> Result<()> {
+        let _turn = turn(&self.init, deadline).await?;
+        self.init.check(Change::Pause, "pause")?;
+        self.init.apply(Change::Pause);
+        if let Err(error) = self.runtime.pause(&self.call(deadline)).await {
+            self.init.apply(Change::PauseFailed);
+            return Err(error);
+        }
+        self.init.apply(Change::Paused);
+        self.shared.events.queue(Event::Paused { id: self.id.clone() });
+        Ok(())
+    }
+
+    /// Lets a paused container run on; `/tasks/resumed` follows.
+    ///
+    /// # Errors
+    /// [`Error::State`] unless it is paused; as the runtime says.
+    pub(crate) async fn resume(&self, deadline: Option<Instant>) -> Result<()> {
+        let _turn = turn(&self.init, deadline).await?;
+        self.init.check(Change::Resume, "resume")?;
+        self.runtime.resume(&self.call(deadline)).await?;
+        self.init.apply(Change::Resume);
+        self.shared.events.queue(Event::Resumed { id: self.id.clone() });
+        Ok(())
+    }
+
+    /// Signals the init process, with `all` every process of the container. It waits for no turn:
+    /// a container whose Start or Pause hangs can be killed.
+    ///
+    /// # Errors
+    /// [`Error::Finished`] if there is nothing left to signal; as the runtime says.
+    pub(crate) async fn kill(
+        &self,
+        signal: u32,
+        all: bool,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        if self.init.is_dead() {
+            return Err(Error::Finished { id: self.id.to_string() });
+        }
+        match self.runtime.kill(&self.call(deadline), signal, all).await {
+            // It ended while the runtime looked for it, whatever the runtime calls that.
+            Err(Error::Runtime { .. }) if self.init.is_dead() => {
+                Err(Error::Finished { id: self.id.to_string() })
+            }
+            result => result,
+        }
+    }
+
+    /// Sets limits: `resources` is OCI `LinuxResources` as JSON.
+    ///
+    /// # Errors
+    /// [`Error::State`] after the end; as the runtime says.
+    pub(crate) async fn update(&self, resources: &[u8], deadline: Option<Instant>) -> Result<()> {
+        let _turn = turn(&self.init, deadline).await?;
+        if self.init.is_dead() {
+            let state = self.init.state().name();
+            return Err(Error::State { id: self.id.to_string(), change: "update", state });
+        }
+        let file = bundle::Scratch::write(self.bundle.dir().join("resources.json"), resources)?;
+        self.runtime.update(&self.call(deadline), file.path()).await
+    }
+
+    /// Every process of the container, with the id of each exec process that berth started.
+    ///
+    /// # Errors
+    /// [`Error::Finished`] once nothing lives; never an empty list, which containerd would take
+    /// for a leaked shim at its restart.
+    pub(crate) fn pids(&self) -> Result<Vec<(Pid, Option<ExecId>)>> {
+        let known = self.known_pids();
+        let mut pids: Vec<Pid> = match &self.cgroup {
+            Some(cgroup) => cgroup.pids()?.unwrap_or_default(),
+            None => known.keys().copied().collect(),
+        };
+        if pids.is_empty() && self.init.is_alive() {
+            // The init process has left its cgroup, or it is just being reaped.
+            pids = known.keys().copied().collect();
+        }
+        if pids.is_empty() {
+            return Err(Error::Finished { id: self.id.to_string() });
+        }
+        Ok(pids.into_iter().map(|pid| (pid, known.get(&pid).cloned().flatten())).collect())
+    }
+
+    fn known_pids(&self) -> BTreeMap<Pid, Option<ExecId>> {
+        let execs = self.execs.borrow();
+        let processes = execs.values().chain([&self.init]).filter(|process| process.is_alive());
+        processes.filter_map(|process| Some((process.pid()?, process.exec_id.clone()))).collect()
+    }
+
+    /// The container's own cgroup.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it has none of its own.
+    pub(crate) fn cgroup(&self) -> Result<&Cgroup> {
+        let missing = || Error::NotFound { what: "cgroup of container", id: self.id.to_string() };
+        self.cgroup.as_ref().ok_or_else(missing)
+    }
+
+    /// Removes a container whose init process has ended, or was never started.
+    ///
+    /// Order: output to its readers (10 s at most), the runtime's state and cgroup, rootfs,
+    /// `/tasks/delete`, the container's entry.
+    ///
+    /// # Errors
+    /// [`Error::State`] while it runs. As the runtime says: it is then still there. If output did
+    /// not reach its reader in time, [`Error::Deadline`] that names the holder; the container is
+    /// gone all the same, so that a second Delete finds nothing.
+    pub(crate) async fn delete(&self, deadline: Option<Instant>) -> Result<(Pid, Exit)> {
+        if self.init.state() == State::Created {
+            self.end_unstarted().await?;
+        }
+        let _turn = turn(&self.init, deadline).await?;
+        let pid = self.init_pid()?;
+        let Some(exit) = self.init.state().exit() else {
+            let state = self.init.state().name();
+            return Err(Error::State { id: self.id.to_string(), change: "delete", state });
+        };
+        if !self.shared.map.borrow().contains_key(&self.id) {
+            return Err(Error::NotFound { what: "container", id: self.id.to_string() });
+        }
+        let drained = self.init.finish_io(drain_until(deadline)).await;
+        match self.runtime.delete(&self.call(deadline), false).await {
+            Err(Error::Runtime { message, .. }) if failure::is_unknown(&message) => {}
+            result => result?,
+        }
+        let rootfs = self.rootfs.take();
+        if let Some(rootfs) = rootfs {
+            rootfs.unmount().await?;
+        }
+        self.execs.take(); // those that were never started, and their waiters
+        self.bundle.remove_state(); // a later `delete` has nothing to do
+        self.shared.events.queue(Event::Deleted { id: self.id.clone(), pid, exit });
+        self.shared.map.borrow_mut().remove(&self.id);
+        drained.map(|()| (pid, exit))
+    }
+
+    /// Kills an init process that waits for Start, and waits for its end.
+    async fn end_unstarted(&self) -> Result<()> {
+        let ended = self.init.wait();
+        match self.init.signal(9) {
+            Ok(()) | Err(Error::Finished { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let late = Error::Deadline {
+            what: format!("the killed init process of {:?}", self.id.as_str()),
+            limit: KILL_GRACE,
+        };
+        tokio::time::timeout(KILL_GRACE, ended).await.map(drop).map_err(|_| late)
+    }
+}
+
+/// Until when Delete waits for output: 10 s, or less if the caller's time is shorter.
+fn drain_until(deadline: Option<Instant>) -> Instant {
+    let own = Instant::now() + DRAIN;
+    deadline.map_or(own, |deadline| deadline.min(own))
+}

@@ -1,0 +1,138 @@
+//! The daemon's life: sub-reaper, signals, server; at the end events, answers, socket.
+
+use std::env;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use log::LevelFilter;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tokio::io::Interest;
+use tokio::net::UnixListener;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::timeout;
+
+use crate::cli::Flags;
+use crate::container::Containers;
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::ids::Namespace;
+use crate::reaper::Reaper;
+use crate::rpc::server::{InFlight, serve};
+use crate::service::Services;
+use crate::sys::ready::Ready;
+use crate::{socket, start};
+
+/// How long events may take to reach containerd once the last container is gone.
+const DELIVER: Duration = Duration::from_secs(5);
+/// How long requests that are being answered may take at the end; the answer to Shutdown is one.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Serves the tasks of one pod until containerd shuts the daemon down or SIGTERM comes.
+///
+/// # Errors
+/// When it cannot begin; once it serves, it ends orderly.
+pub(crate) fn run(flags: Flags) -> Result<()> {
+    let (listener, path) = socket::inherited()?;
+    let level = if flags.debug { LevelFilter::Debug } else { LevelFilter::Info };
+    crate::log::init("log".into(), &flags.id, crate::log::level(level));
+    nix::sys::prctl::set_child_subreaper(true)
+        .map_err(|errno| Error::sys("become a sub-reaper")(errno.into()))?;
+    let signals = block_signals()?;
+    // `start` runs us as /proc/self/exe, which would be our name in ps and top.
+    let _ = nix::sys::prctl::set_name(c"containerd-shim"); // cosmetic
+    let namespace = Namespace::new(&flags.namespace)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(Error::sys("make the event loop"))?;
+    LocalSet::new().block_on(&runtime, life(&flags, namespace, listener, path, signals))
+}
+
+async fn life(
+    flags: &Flags,
+    namespace: Namespace,
+    listener: StdListener,
+    path: PathBuf,
+    signals: SignalFd,
+) -> Result<()> {
+    let events = Events::new(namespace.clone());
+    let reaper = Reaper::default();
+    let group = start::group(Path::new("config.json"))?.unwrap_or_else(|| flags.id.clone());
+    let containers =
+        Rc::new(Containers::new(namespace, group, path.clone(), reaper.clone(), events.clone()));
+    spawn_local(events.clone().deliver(events_address(flags)));
+    spawn_local(handle_signals(signals, reaper, containers.clone()));
+
+    listener.set_nonblocking(true).map_err(Error::io("prepare", &path))?;
+    let listener = UnixListener::from_std(listener).map_err(Error::io("serve", &path))?;
+    let in_flight = Rc::new(InFlight::default());
+    let services = Rc::new(Services::new(containers.clone()));
+    let server = spawn_local(serve(listener, services, in_flight.clone()));
+    log::info!("berth {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
+
+    containers.closed().await;
+    // First the socket's name, so that a `start` that comes now makes a daemon of its own.
+    socket::remove(&path);
+    if timeout(DELIVER, events.delivered()).await.is_err() {
+        log::error!("{} events were not taken by containerd", events.waiting());
+    }
+    if timeout(ANSWER, in_flight.idle()).await.is_err() {
+        log::warn!("requests are left without an answer");
+    }
+    server.abort();
+    log::info!("berth ends");
+    Ok(())
+}
+
+/// containerd's ttrpc socket, where the events go.
+fn events_address(flags: &Flags) -> PathBuf {
+    let address = env::var("TTRPC_ADDRESS").unwrap_or_default();
+    let address = if address.is_empty() { format!("{}.ttrpc", flags.address) } else { address };
+    PathBuf::from(address.strip_prefix("unix://").unwrap_or(&address))
+}
+
+/// The signals that the daemon reads as a file instead of being interrupted.
+fn block_signals() -> Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1] {
+        set.add(signal);
+    }
+    set.thread_block()
+        .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC))
+        .map_err(|errno| Error::sys("take signals")(errno.into()))
+}
+
+async fn handle_signals(signals: SignalFd, reaper: Reaper, containers: Rc<Containers>) {
+    let watched = signals.as_fd().try_clone_to_owned();
+    let watched = match watched.and_then(|fd| Ready::register(Rc::new(fd), Interest::READABLE)) {
+        Ok(watched) => watched,
+        Err(error) => {
+            log::error!("cannot wait for signals: {error}");
+            return containers.close();
+        }
+    };
+    // Children that ended before the descriptor was watched are announced by its first readiness.
+    while let Ok(mut ready) = watched.readable().await {
+        while let Ok(Some(info)) = signals.read_signal() {
+            match i32::try_from(info.ssi_signo).map(Signal::try_from) {
+                Ok(Ok(Signal::SIGCHLD)) => reaper.reap(),
+                Ok(Ok(Signal::SIGUSR1)) => {
+                    for line in containers.describe() {
+                        log::info!("{line}");
+                    }
+                }
+                Ok(Ok(signal)) => {
+                    log::info!("{signal}: ending");
+                    containers.close();
+                }
+                _ => {}
+            }
+        }
+        ready.clear_ready();
+    }
+}

@@ -1,0 +1,268 @@
+//! `delete`: cleans up after a daemon that is dead, from the bundles alone.
+//!
+//! containerd runs it when it has lost a shim, and removes the bundle afterwards. If the daemon is
+//! dead, every container of its group has lost its supervisor and is removed; if it lives, only the
+//! container that was named. It never waits for a runtime longer than [`RUNTIME`]: what a hanging
+//! runtime leaves, berth removes itself. Nothing that is missing is an error.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use containerd_shim_protos::api::DeleteResponse;
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use protobuf::{Message, MessageField};
+
+use crate::bundle::{self, Bundle, State};
+use crate::cgroup::{Cgroup, Hierarchies, Removal};
+use crate::cli::Flags;
+use crate::error::{Error, Result};
+use crate::ids::{ContainerId, Pid};
+use crate::rootfs;
+use crate::runtime::args;
+use crate::socket;
+use crate::sys::child::{self, kill_group, reap, spawn, start_time};
+use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
+use crate::wire;
+
+/// How long all runtime commands together may take; containerd gives `delete` 5 s.
+const RUNTIME: Duration = Duration::from_millis(1500);
+/// How long killed processes may take to end after that.
+const PROCESSES: Duration = Duration::from_secs(1);
+/// Exit status of a container whose daemon was killed: as if by SIGKILL.
+const KILLED: u32 = 137;
+
+/// A container that has to go.
+struct Leftover {
+    id: ContainerId,
+    bundle: Bundle,
+    state: Option<State>,
+}
+
+/// Removes the container of `flags`, and its whole group if their daemon is dead; returns what
+/// containerd reads from standard output, an encoded `DeleteResponse`.
+///
+/// # Errors
+/// [`Error::Invalid`] for an id or namespace that containerd cannot have sent. Failures of single
+/// steps are logged: the others are done all the same.
+pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>> {
+    let id = ContainerId::new(&flags.id)?;
+    let dir = match &flags.bundle {
+        Some(dir) => dir.clone(),
+        None => std::env::current_dir().map_err(Error::sys("find the bundle"))?,
+    };
+    crate::log::init(dir.join("log"), id.as_str(), crate::log::level(log::LevelFilter::Info));
+    let mut pid = None;
+    if let Some(bundle) = dir.to_str().and_then(|dir| Bundle::open(dir).ok()) {
+        let own = Leftover { id, state: bundle.state(), bundle };
+        pid = own.init_pid();
+        remove(group(own));
+    }
+    let mut response = DeleteResponse::new();
+    response.pid = pid.map_or(0, Pid::wire);
+    response.exit_status = KILLED;
+    response.exited_at = MessageField::some(wire::timestamp(SystemTime::now()));
+    response.write_to_bytes().map_err(|error| Error::Sys { action: "encode", source: error.into() })
+}
+
+/// The containers to remove: `own`, and its group if their daemon does not answer any more.
+fn group(own: Leftover) -> Vec<Leftover> {
+    let mut all = Vec::new();
+    if let Some(state) = &own.state {
+        if UnixStream::connect(&state.socket).is_err() {
+            all = siblings(&own, &state.group);
+            socket::remove(&state.socket);
+        }
+    }
+    all.push(own);
+    all
+}
+
+/// The other bundles of the namespace that say they are of this group.
+fn siblings(own: &Leftover, group: &str) -> Vec<Leftover> {
+    let Some(entries) = own.bundle.dir().parent().and_then(|dir| fs::read_dir(dir).ok()) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let id = ContainerId::new(entry.file_name().to_str()?).ok()?;
+            let bundle = Bundle::open(entry.path().to_str()?).ok()?;
+            let state = bundle.state()?;
+            let related = id != own.id && state.group == group;
+            related.then_some(Leftover { id, bundle, state: Some(state) })
+        })
+        .collect()
+}
+
+/// Removes all of them at once, so that many take no longer than one.
+fn remove(leftovers: Vec<Leftover>) {
+    let commands: Vec<_> = leftovers.iter().filter_map(Leftover::start_runtime).collect();
+    let until = Instant::now() + RUNTIME;
+    for command in &commands {
+        command.end(until);
+    }
+    let until = Instant::now() + PROCESSES;
+    for leftover in &leftovers {
+        leftover.kill_orphaned_commands();
+        leftover.kill(until);
+        leftover.remove_rest();
+    }
+}
+
+/// A runtime's `delete --force` that has been started.
+struct Command {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Command {
+    /// Waits for its end; kills it when the time is over.
+    fn end(&self, until: Instant) {
+        if !ended(&self.pidfd, until) {
+            log::warn!("the runtime's delete did not end in time: killed");
+            kill_group(self.pid);
+        }
+        let _ = reap(); // whichever has ended: nobody asks for its status
+    }
+}
+
+/// Waits for the end of a process; false if it has not come by then.
+fn ended(pidfd: &OwnedFd, until: Instant) -> bool {
+    let left = until.saturating_duration_since(Instant::now());
+    let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+    let ended = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout);
+    matches!(ended, Ok(1..))
+}
+
+/// The process that had `pid` when it was saved, unless the number is another's now.
+fn saved_process((pid, started): (i32, u64)) -> Option<OwnedFd> {
+    let pid = Pid::new(pid)?;
+    pidfd_open(pid).ok().filter(|_| start_time(pid) == Some(started))
+}
+
+impl Leftover {
+    /// The init process's pid, from berth's state or the runtime's pid file.
+    fn init_pid(&self) -> Option<Pid> {
+        let saved = self.state.as_ref().and_then(|state| state.init);
+        let saved = saved.and_then(|(pid, _)| Pid::new(pid));
+        saved.or_else(|| bundle::read_pid(&self.bundle.init_pid_file()).ok())
+    }
+
+    fn start_runtime(&self) -> Option<Command> {
+        let runtime = &self.state.as_ref()?.runtime;
+        let log = self.bundle.dir().join("log-delete.json");
+        let mut arguments = args::global(runtime, &log);
+        arguments.extend(args::delete(&self.id, true));
+        let run = || -> io::Result<Command> {
+            let null = || -> io::Result<OwnedFd> {
+                Ok(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
+            };
+            let streams = [null()?, null()?, null()?];
+            let pid = spawn(&runtime.path, &arguments, self.bundle.dir(), &[], streams)?;
+            Ok(Command { pid, pidfd: pidfd_open(pid)? })
+        };
+        match run() {
+            Ok(command) => Some(command),
+            Err(error) => {
+                log::warn!("cannot run {}: {error}", runtime.path.display());
+                None
+            }
+        }
+    }
+
+    /// Kills what the runtime has left: the cgroup's processes, and the init process if it is still
+    /// the one that was saved; waits for its end.
+    fn kill(&self, until: Instant) {
+        let init = self.state.as_ref().and_then(|state| state.init).and_then(saved_process);
+        if let Some(init) = &init {
+            let _ = pidfd_send_signal(init.as_fd(), libc::SIGKILL); // it may have ended
+        }
+        if let Some(cgroup) = self.cgroup() {
+            remove_cgroup(&cgroup, until).unwrap_or_else(|error| {
+                log::warn!("cgroup of {:?} stays: {error}", self.id.as_str());
+            });
+        }
+        if let Some(init) = &init {
+            ended(init, until);
+        }
+    }
+
+    /// The container's cgroup: as it was saved, else where config.json has it.
+    fn cgroup(&self) -> Option<Cgroup> {
+        let saved = self.state.as_ref().and_then(|state| state.cgroup.clone());
+        saved.or_else(|| {
+            let path = self.bundle.spec().ok()?.cgroup_path(&self.id)?;
+            Hierarchies::read().ok()?.existing(&path)
+        })
+    }
+
+    /// Kills what is left of runtime commands that died with the daemon: a wrapper's children.
+    ///
+    /// They have the bundle as working directory, as every runtime command has, and belong to a
+    /// process group whose leader, the command, is gone. A shell that an administrator has in the
+    /// bundle has a leader.
+    fn kill_orphaned_commands(&self) {
+        for pid in child::all() {
+            let orphaned = |pid: Pid| {
+                child::working_directory(pid).as_deref() == Some(self.bundle.dir())
+                    && child::group_leader(pid).is_some_and(|leader| start_time(leader).is_none())
+            };
+            if !orphaned(pid) {
+                continue;
+            }
+            if let Some(process) = pidfd_open(pid).ok().filter(|_| orphaned(pid)) {
+                log::info!("killing process {pid}, left of a runtime command");
+                let _ = pidfd_send_signal(process.as_fd(), libc::SIGKILL); // it may have ended
+            }
+        }
+    }
+
+    /// Unmounts the rootfs and removes the files of a runtime that did not do so.
+    fn remove_rest(&self) {
+        if let Err(error) = rootfs::unmount_all(&self.bundle.rootfs()) {
+            log::warn!("{error}");
+        }
+        if let Err(error) = crate::io::remove_leftovers(self.bundle.dir()) {
+            log::warn!("{error}");
+        }
+        let Some(state) = &self.state else { return };
+        // The id is one path component; the root is a directory of one namespace.
+        let state_dir: PathBuf = state.runtime.root.join(self.id.as_str());
+        remove_dir(&state_dir);
+        let _ = fs::remove_file(self.bundle.dir().join("log-delete.json")); // most often not there
+    }
+}
+
+/// Kills a cgroup's processes and removes it.
+fn remove_cgroup(cgroup: &Cgroup, until: Instant) -> Result<()> {
+    cgroup.kill_and_wait(until)?;
+    loop {
+        match cgroup.remove()? {
+            Removal::Gone => return Ok(()),
+            Removal::Busy if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Removal::Busy => {
+                return Err(Error::Sys {
+                    action: "remove it",
+                    source: io::Error::from_raw_os_error(libc::EBUSY),
+                });
+            }
+        }
+    }
+}
+
+fn remove_dir(dir: &Path) {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::warn!("cannot remove {}: {error}", dir.display());
+        }
+        _ => {}
+    }
+}
