@@ -1,5 +1,19 @@
-//! The built binary, as containerd runs it.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! Tests of the built binary: they play containerd, with a scripted runtime and an event sink.
+//!
+//! `BERTH_TEST_SHIM=PATH` tests another shim binary (the stock one proves the tests themselves),
+//! `BERTH_TEST_RUNTIME=NAME` runs the containers with another OCI runtime than runc.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, unreachable_pub)]
+#![allow(missing_docs)]
+
+mod support;
 
 mod cli;
+mod concurrency;
+mod crash;
+mod delete;
+mod events;
+mod exec;
+mod io;
+mod rootfs;
 mod start;
+mod task;

@@ -1,0 +1,72 @@
+//! What plays containerd: bundles, `start` and `delete`, a ttrpc client, an event sink, FIFOs, a
+//! scripted runtime, and a guard that finds what a test leaves behind.
+
+mod events;
+mod fifo;
+mod host;
+mod image;
+mod leaks;
+mod rpc;
+mod runtime;
+mod shim;
+mod spec;
+
+use std::time::{Duration, Instant};
+
+pub use events::{EventSink, Mood};
+pub use fifo::{Reader, mkfifo, writer};
+pub use host::{Host, Stdin};
+pub use image::image;
+pub use leaks::processes;
+pub use rpc::{Api, Code, Refusal, Task};
+pub use runtime::Script;
+pub use shim::{Deleted, Shim};
+pub use spec::Spec;
+
+/// How long a test waits for something that should happen at once; generous, for loaded machines.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// The shim binary under test.
+pub fn binary() -> String {
+    std::env::var("BERTH_TEST_SHIM")
+        .unwrap_or_else(|_| env!("CARGO_BIN_EXE_containerd-shim-berth-v1").to_owned())
+}
+
+/// Whether the shim under test is containerd's own, which proves the tests but lacks some rules.
+pub fn stock() -> bool {
+    binary().contains("shim-runc-v2")
+}
+
+/// True, and says so, when a rule that only berth keeps is tested against the stock shim.
+pub fn skipped(rule: &str) -> bool {
+    if stock() {
+        eprintln!("skipped, the stock shim does not keep this rule: {rule}");
+    }
+    stock()
+}
+
+/// Waits until `condition` gives a value; panics with `what` after [`SOON`].
+#[track_caller]
+pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    within(SOON, what, condition)
+}
+
+/// Waits until `condition` gives a value; panics with `what` after `limit`.
+#[track_caller]
+pub fn within<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs `action` and says how long it took.
+pub fn timed<T>(action: impl FnOnce() -> T) -> (T, Duration) {
+    let begin = Instant::now();
+    let value = action();
+    (value, begin.elapsed())
+}

@@ -1,0 +1,43 @@
+#!/bin/sh
+# An OCI runtime that does what a test asks: `$0.d/COMMAND` holds one of
+#   hang          never ends, and has a child that never ends
+#   fail TEXT     ends with 1, the runtime's log says TEXT as runc and crun do
+#   die           is killed by SIGKILL
+#   garbage       prints what is no JSON and ends with 0
+#   nopid         ends with 0, did nothing, wrote no pid file
+#   late TEXT     does the command, then fails as above
+#   slow SECONDS  waits, then does the command
+# and where it holds nothing, the real runtime (`$0.d/real`) does the command.
+# Every call is noted in `$0.d/calls`, its arguments, directory and environment in `$0.d/last.COMMAND`.
+dir=$0.d
+command= log=/dev/stderr expect=
+for arg; do
+    case $expect in
+    log) log=$arg ;;
+    esac
+    case $expect,$arg in
+    ,--root | ,--log-format | ,--criu | ,--rootless) expect=skip ;;
+    ,--log) expect=log ;;
+    ,--log=*) log=${arg#--log=} ;;
+    ,-*) ;;
+    ,*) command=$arg && break ;;
+    *) expect= ;;
+    esac
+done
+{ printf '%s\n' "$@"; echo "cwd=$PWD"; env; } >"$dir/last.$command"
+echo "$command" >>"$dir/calls"
+fail() {
+    echo "{\"level\":\"error\",\"msg\":\"$*\",\"time\":\"2026-01-01T00:00:00Z\"}" >>"$log"
+    exit 1
+}
+read -r mood text 2>/dev/null <"$dir/$command"
+case $mood in
+hang) sleep 1000 & sleep 1000 ;;
+fail) fail "$text" ;;
+die) kill -9 $$ ;;
+garbage) echo '{"pid":'; exit 0 ;;
+nopid) exit 0 ;;
+late) "$(cat "$dir/real")" "$@" || exit; fail "$text" ;;
+slow) sleep "$text" ;;
+esac
+exec "$(cat "$dir/real")" "$@"
