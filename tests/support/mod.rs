@@ -18,7 +18,7 @@ pub use fifo::{Reader, mkfifo, writer};
 pub use host::{Host, Stdin};
 pub use image::image;
 pub use leaks::processes;
-pub use rpc::{Api, Code, Refusal, Task};
+pub use rpc::{Answer, Api, Code, Refusal, Task};
 pub use runtime::Script;
 pub use shim::{Deleted, Shim};
 pub use spec::Spec;

@@ -50,6 +50,11 @@ impl Script {
         let last = fs::read_to_string(name).unwrap_or_default();
         last.lines().map(str::to_owned).collect()
     }
+
+    /// Only the arguments out of what [`Script::last`] gives.
+    pub fn arguments(last: &[String]) -> Vec<String> {
+        last.iter().take_while(|line| !line.starts_with("cwd=")).cloned().collect()
+    }
 }
 
 /// The runtime that runs the containers.
