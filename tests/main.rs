@@ -10,6 +10,7 @@ mod support;
 mod cli;
 mod concurrency;
 mod crash;
+mod daemon;
 mod delete;
 mod events;
 mod exec;

@@ -1,11 +1,11 @@
 //! containerd's side of one or more shims: bundles, sockets, `start`, and the guard over it all.
 
-use std::cell::RefCell;
 use std::fs;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ pub struct Host {
     tag: String,
     env: Vec<(String, String)>,
     script: Option<Script>,
-    sockets: RefCell<Vec<PathBuf>>,
+    sockets: Mutex<Vec<PathBuf>>,
     /// The events of every shim of this host.
     pub sink: EventSink,
 }
@@ -151,7 +151,7 @@ impl Host {
         assert!(output.status.success(), "start {id}: {output:?}");
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "start {id}");
         let address = address(&output.stdout);
-        self.sockets.borrow_mut().push(PathBuf::from(address.trim_start_matches("unix://")));
+        self.sockets.lock().unwrap().push(PathBuf::from(address.trim_start_matches("unix://")));
         Shim::connect(self, id, address, log)
     }
 
@@ -222,7 +222,7 @@ impl Host {
         say("mounts", paths(self.mounts()));
         say("cgroups", paths(self.cgroups()));
         say("runtime state", paths(self.states()));
-        let sockets = self.sockets.borrow();
+        let sockets = self.sockets.lock().unwrap();
         say("sockets", paths(sockets.iter().filter(|path| path.exists()).cloned().collect()));
         let bundles = fs::read_dir(self.dir.join("task/tests")).into_iter().flatten().flatten();
         let full = |path: &PathBuf| fs::read_dir(path).is_ok_and(|mut dir| dir.next().is_some());
@@ -232,7 +232,7 @@ impl Host {
 
     /// Forgets a socket that the stock shim leaves to its caller.
     pub fn forgive_sockets(&self) {
-        for socket in self.sockets.borrow_mut().drain(..) {
+        for socket in self.sockets.lock().unwrap().drain(..) {
             drop(fs::remove_file(socket));
         }
     }

@@ -32,7 +32,7 @@ fail() {
 }
 read -r mood text 2>/dev/null <"$dir/$command"
 case $mood in
-hang) sleep 1000 & sleep 1000 ;;
+hang) sleep 4321 & sleep 4321 ;;
 fail) fail "$text" ;;
 die) kill -9 $$ ;;
 garbage) echo '{"pid":'; exit 0 ;;
