@@ -21,14 +21,11 @@ pub fn mkfifo(path: &Path) -> String {
 }
 
 /// Opens the writing end once somebody has opened the reading end.
-pub fn writer(path: impl AsRef<Path>) -> File {
+pub fn writer(path: &Path) -> File {
     let mut open = OpenOptions::new();
     open.write(true).custom_flags(libc::O_NONBLOCK);
-    let file = eventually("a reader of the stdin FIFO", || open.open(&path).ok());
-    drop(OpenOptions::new().write(true).open(&path)); // that one blocks no more
-    let blocking = OpenOptions::new().write(true).open(&path).unwrap();
-    drop(file);
-    blocking
+    let _held = eventually("a reader of the stdin FIFO", || open.open(path).ok());
+    OpenOptions::new().write(true).open(path).unwrap() // writes block; the opening does no more
 }
 
 /// A thread that collects what arrives in a FIFO.
@@ -93,6 +90,15 @@ impl Reader {
         self.text()
     }
 
+    /// Closes this end; returns everything that arrived.
+    pub fn stop(&mut self) -> String {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+        self.text()
+    }
+
     /// Whether the last writer has gone.
     pub fn ended(&self) -> bool {
         self.shared.ended.load(Ordering::SeqCst)
@@ -101,10 +107,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
+        self.stop();
     }
 }
 

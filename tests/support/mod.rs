@@ -10,18 +10,20 @@ mod rpc;
 mod runtime;
 mod shim;
 mod spec;
+mod streams;
 
 use std::time::{Duration, Instant};
 
 pub use events::{EventSink, Mood};
-pub use fifo::{Reader, mkfifo, writer};
+use fifo::writer;
+pub use fifo::{Reader, mkfifo};
 pub use host::{Host, Stdin};
 pub use image::image;
-pub use leaks::processes;
 pub use rpc::{Answer, Api, Code, Refusal, Task};
 pub use runtime::Script;
-pub use shim::{Deleted, Shim};
+pub use shim::{Shim, bind};
 pub use spec::Spec;
+pub use streams::Streams;
 
 /// How long a test waits for something that should happen at once; generous, for loaded machines.
 pub const SOON: Duration = Duration::from_secs(10);
