@@ -1,6 +1,5 @@
 //! A running shim daemon, as containerd sees it.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse, ExecProcessRequest, Mount};
@@ -170,11 +169,19 @@ impl<'h> Shim<'h> {
         self.wait_gone();
     }
 
-    /// Names of the daemon's descriptors' targets that `keep` accepts.
-    pub fn descriptors(&self, keep: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    /// Another connection to the daemon.
+    pub fn reconnect(&self) -> Task {
+        Task::connect(&self.address, if super::stock() { Api::V2 } else { Api::V3 }).unwrap()
+    }
+
+    /// What the daemon's descriptors are, sorted, without the numbers of pipes and sockets.
+    pub fn descriptors(&self) -> Vec<String> {
         let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().flatten();
         let targets = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-        targets.map(|path| path.display().to_string()).filter(|path| keep(path)).collect()
+        let names = targets.map(|path| path.display().to_string());
+        let mut names: Vec<_> = names.map(|name| name.split('[').next().unwrap().into()).collect();
+        names.sort();
+        names
     }
 }
 
