@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Answer, Code, Host, Shim, Spec, eventually, skipped, timed};
+use crate::support::{Answer, Code, Host, Shim, Spec, eventually, skipped, stock, timed};
 
 #[test]
 fn fifty_execs_at_once_all_report_their_status() {
+    // The stock shim holds one lock while runc runs, and its reaper waits for it: 50 take minutes.
+    let count = if stock() { 5 } else { 50 };
     let host = Host::new();
     let shim = host.start("c", Spec::idle());
     shim.run("c");
     thread::scope(|scope| {
-        for n in 0..50 {
+        for n in 0..count {
             let (task, exec) = (shim.task(), format!("e{n}"));
             let request = shim.exec_request("c", &exec, &format!("exit {n}"));
             scope.spawn(move || {
@@ -26,7 +28,7 @@ fn fifty_execs_at_once_all_report_their_status() {
         }
     });
     assert_eq!(shim.pids("c").unwrap().iter().filter(|(_, exec)| exec.is_some()).count(), 0);
-    for n in 0..50 {
+    for n in 0..count {
         let lines = host.sink.of(&format!("c/e{n}"));
         let want = [format!("exec-added c/e{n}"), format!("exec-started c/e{n}"), format!("exit c/e{n} {n}")];
         assert_eq!(lines, want);
