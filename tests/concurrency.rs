@@ -30,7 +30,11 @@ fn fifty_execs_at_once_all_report_their_status() {
     assert_eq!(shim.pids("c").unwrap().iter().filter(|(_, exec)| exec.is_some()).count(), 0);
     for n in 0..count {
         let lines = host.sink.of(&format!("c/e{n}"));
-        let want = [format!("exec-added c/e{n}"), format!("exec-started c/e{n}"), format!("exit c/e{n} {n}")];
+        let want = [
+            format!("exec-added c/e{n}"),
+            format!("exec-started c/e{n}"),
+            format!("exit c/e{n} {n}"),
+        ];
         assert_eq!(lines, want);
     }
     shim.end();
@@ -216,9 +220,7 @@ fn the_callers_own_deadline_ends_a_command_too() {
     let host = Host::scripted();
     let shim = host.start("c", Spec::idle());
     host.script().set("create", "hang");
-    let (answer, took) = timed(|| {
-        shim.within(Duration::from_secs(1)).create(&shim.request("c"))
-    });
+    let (answer, took) = timed(|| shim.within(Duration::from_secs(1)).create(&shim.request("c")));
     assert!(answer.is_err() && took < Duration::from_secs(3), "{answer:?} {took:?}");
     eventually("the hanging runtime to be gone", || {
         (!host.processes().iter().any(|process| process.line.contains("sleep 4321"))).then_some(())

@@ -69,9 +69,13 @@ const FAULTS: [Fault; 17] = [
     }),
     ("the runtime fails", |host, _| host.script().set("create", "fail on purpose")),
     ("the runtime is killed", |host, _| host.script().set("create", "die")),
-    ("the runtime says nonsense and makes nothing", |host, _| host.script().set("create", "garbage")),
+    ("the runtime says nonsense and makes nothing", |host, _| {
+        host.script().set("create", "garbage")
+    }),
     ("the runtime makes nothing", |host, _| host.script().set("create", "nopid")),
-    ("the runtime fails when all is made", |host, _| host.script().set("create", "late on purpose")),
+    ("the runtime fails when all is made", |host, _| {
+        host.script().set("create", "late on purpose")
+    }),
     ("a terminal that nobody sends", |host, request| {
         request.terminal = true;
         host.script().set("create", "fail on purpose");
@@ -136,8 +140,18 @@ fn a_system_call_that_fails_during_create_leaves_nothing() {
         return;
     }
     let calls = [
-        "mount", "open_tree", "move_mount", "pipe2", "clone3", "clone,vfork,fork", "pidfd_open",
-        "umount2", "mkdir", "renameat,rename,renameat2", "fsync,fdatasync", "waitid,wait4",
+        "mount",
+        "open_tree",
+        "move_mount",
+        "pipe2",
+        "clone3",
+        "clone,vfork,fork",
+        "pidfd_open",
+        "umount2",
+        "mkdir",
+        "renameat,rename,renameat2",
+        "fsync,fdatasync",
+        "waitid,wait4",
     ];
     for (call, nth) in calls.into_iter().flat_map(|call| [(call, 1), (call, 2)]) {
         let host = Host::new();

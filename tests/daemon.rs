@@ -113,9 +113,8 @@ fn the_daemon_is_a_group_leader_with_nothing_inherited() {
     let group = stat.rsplit_once(") ").unwrap().1.split(' ').nth(2).unwrap().to_owned();
     assert_eq!(group, shim.pid().to_string());
     if !skipped("it inherits nothing but its socket") {
-        let allowed = |name: &String| {
-            !name.starts_with('/') || name == "/dev/null" || name.ends_with("/log")
-        };
+        let allowed =
+            |name: &String| !name.starts_with('/') || name == "/dev/null" || name.ends_with("/log");
         assert!(shim.descriptors().iter().all(allowed), "{:?}", shim.descriptors());
     }
     shim.stop();

@@ -179,7 +179,8 @@ fn a_truncated_file_is_no_worse_than_a_missing_one() {
     let shim = host.start("c", Spec::idle());
     shim.run("c");
     shim.crash();
-    for file in host.files("c").into_iter().filter(|file| file != "rootfs" && file != "config.json") {
+    for file in host.files("c").into_iter().filter(|file| file != "rootfs" && file != "config.json")
+    {
         let path = host.bundle("c").join(file);
         let half = fs::read(&path).unwrap();
         fs::write(&path, &half[..half.len() / 2]).unwrap();

@@ -59,7 +59,8 @@ fn an_exec_while_init_dies_starts_or_fails_but_never_hangs() {
         let id = format!("c{round}");
         host.prepare(&id, Spec::idle());
         shim.run(&id);
-        let execs: Vec<_> = (0..4).map(|n| shim.exec_request(&id, &format!("e{n}"), "sleep 1000")).collect();
+        let execs: Vec<_> =
+            (0..4).map(|n| shim.exec_request(&id, &format!("e{n}"), "sleep 1000")).collect();
         let started = thread::scope(|scope| {
             let run = |request| {
                 let (task, id) = (shim.task(), &id);

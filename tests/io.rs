@@ -1,7 +1,6 @@
 //! Standard streams.
 
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::Duration;
 

@@ -27,7 +27,13 @@ const SNAPSHOTS: [(&str, Snapshot); 8] = [
     }),
     ("loop with ext4", |dir| {
         let disk = dir.join("disk");
-        make(Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(image()).arg(&disk).arg("16M"));
+        make(
+            Command::new("mke2fs")
+                .args(["-q", "-t", "ext4", "-d"])
+                .arg(image())
+                .arg(&disk)
+                .arg("16M"),
+        );
         vec![mount("ext4", disk.to_str().unwrap(), &["loop", "ro"])]
     }),
     ("loop with erofs", |dir| {
@@ -56,7 +62,8 @@ fn overlay(dir: &Path, lower: &[PathBuf]) -> Mount {
     }
     let lower = lower.iter().map(|path| path.to_str().unwrap()).collect::<Vec<_>>().join(":");
     let [upper, work] = upper.map(|path| path.display().to_string());
-    let options = [format!("lowerdir={lower}"), format!("upperdir={upper}"), format!("workdir={work}")];
+    let options =
+        [format!("lowerdir={lower}"), format!("upperdir={upper}"), format!("workdir={work}")];
     mount("overlay", "overlay", &options.each_ref().map(String::as_str))
 }
 

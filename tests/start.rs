@@ -406,7 +406,7 @@ fn a_living_shim_is_asked_for_its_version_first() {
                 assert!(String::from_utf8_lossy(&output.stderr).contains(part), "{name}");
             }
         }
-        assert_eq!(host.daemons(), [], "{name}");
+        assert_eq!(host.daemons(), Vec::<i32>::new(), "{name}");
     }
 }
 

@@ -126,7 +126,11 @@ fn refusals_have_the_codes_that_clients_branch_on() {
         ("Delete while running", |s| s.delete("c", "").map(drop), Code::FAILED_PRECONDITION),
         ("Delete of a running exec", |s| s.delete("c", "e").map(drop), Code::FAILED_PRECONDITION),
         ("Resume of a running one", |s| s.resume("c"), Code::FAILED_PRECONDITION),
-        ("a request that is no message", |s| s.raw(SERVICE, "State", vec![255]).map(drop), Code::INVALID_ARGUMENT),
+        (
+            "a request that is no message",
+            |s| s.raw(SERVICE, "State", vec![255]).map(drop),
+            Code::INVALID_ARGUMENT,
+        ),
     ];
     let host = Host::new();
     let shim = host.start("c", Spec::idle());
@@ -299,7 +303,8 @@ fn runc_options_reach_the_runtimes_arguments() {
         assert!(refusal.message.contains("on purpose"), "{refusal:?}");
         Script::arguments(&host.script().last("create"))
     };
-    let has = |arguments: &[String], part: &[&str]| arguments.windows(part.len()).any(|w| w == part);
+    let has =
+        |arguments: &[String], part: &[&str]| arguments.windows(part.len()).any(|w| w == part);
 
     let plain = create(|_| {}, &[]);
     assert!(has(&plain, &["--root", &root]), "{plain:?}");

@@ -5,8 +5,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-const APPLETS: &[&str] =
-    &["sh", "cat", "sleep", "echo", "stty", "head", "tail", "id", "kill", "true", "yes", "dd", "ls"];
+const APPLETS: &[&str] = &[
+    "sh", "cat", "sleep", "echo", "stty", "head", "tail", "id", "kill", "true", "yes", "dd", "ls",
+];
 
 /// Its directory; made once for all test runs, and only read.
 pub fn image() -> &'static Path {

@@ -61,7 +61,8 @@ pub fn cgroups(tag: &str) -> Vec<PathBuf> {
 fn parents(tag: &str) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mounts").unwrap();
     let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let points = fields.filter(|field| field[2].starts_with("cgroup")).map(|field| field[1].to_owned());
+    let points =
+        fields.filter(|field| field[2].starts_with("cgroup")).map(|field| field[1].to_owned());
     points.map(|point| Path::new(&point).join("berth-test").join(tag)).collect()
 }
 

@@ -19,7 +19,7 @@ use fifo::writer;
 pub use fifo::{Reader, mkfifo};
 pub use host::{Host, Stdin};
 pub use image::image;
-pub use rpc::{Answer, Api, Code, Refusal, Task};
+pub use rpc::{Answer, Api, Code, Task};
 pub use runtime::Script;
 pub use shim::{Shim, bind};
 pub use spec::Spec;

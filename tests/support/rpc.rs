@@ -96,7 +96,8 @@ impl Task {
         let exec = |info: &ProcessInfo| {
             let any = info.info.as_ref()?;
             assert_eq!(any.type_url, "containerd.runc.v1.ProcessDetails");
-            let details = containerd_shim_protos::shim::oci::ProcessDetails::parse_from_bytes(&any.value);
+            let details =
+                containerd_shim_protos::shim::oci::ProcessDetails::parse_from_bytes(&any.value);
             Some(details.unwrap().exec_id)
         };
         Ok(reply.processes.iter().map(|info| (info.pid, exec(info))).collect())
@@ -107,7 +108,8 @@ impl Task {
     }
 
     pub fn resume(&self, id: &str) -> Answer<()> {
-        self.call::<Empty>("Resume", &ResumeRequest { id: id.into(), ..Default::default() }).map(drop)
+        self.call::<Empty>("Resume", &ResumeRequest { id: id.into(), ..Default::default() })
+            .map(drop)
     }
 
     pub fn checkpoint(&self, id: &str) -> Answer<()> {
@@ -149,8 +151,11 @@ impl Task {
     /// Applies `resources`, a runtime-spec `LinuxResources`.
     pub fn update(&self, id: &str, resources: &Value) -> Answer<()> {
         let any = spec_any("LinuxResources", resources);
-        let request =
-            UpdateTaskRequest { id: id.into(), resources: MessageField::some(any), ..Default::default() };
+        let request = UpdateTaskRequest {
+            id: id.into(),
+            resources: MessageField::some(any),
+            ..Default::default()
+        };
         self.call::<Empty>("Update", &request).map(drop)
     }
 
