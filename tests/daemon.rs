@@ -4,9 +4,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use containerd_shim_protos::shim::oci::Options;
 use nix::sys::signal::Signal;
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 
-use crate::support::{Api, Host, Spec, Task, eventually, skipped};
+use crate::support::{Api, Host, Spec, Stdin, Task, eventually, skipped};
 
 #[test]
 fn shutdown_ends_a_daemon_without_containers_and_no_other() {
@@ -36,6 +39,32 @@ fn a_second_start_of_a_pod_gets_the_first_ones_address() {
     second.run("c");
     second.remove("c");
     shim.end();
+}
+
+#[test]
+fn callers_of_every_generation_get_a_shim_that_runs_containers() {
+    let options = Options { binary_name: "runc".into(), ..Default::default() };
+    let any = Any {
+        type_url: "containerd.runc.v1.Options".into(),
+        value: options.write_to_bytes().unwrap(),
+        ..Default::default()
+    };
+    let cases = [
+        ("1.6 to 2.2", Stdin::Nothing),
+        ("1.6 to 2.2 with options", Stdin::Options(any.write_to_bytes().unwrap())),
+        ("2.3", Stdin::Bootstrap),
+    ];
+    for (name, stdin) in cases {
+        if matches!(stdin, Stdin::Bootstrap) && skipped("the bootstrap protocol") {
+            continue;
+        }
+        let host = Host::new();
+        host.prepare("c", Spec::sh("exit 3"));
+        let shim = host.attach("c", &stdin);
+        shim.run("c");
+        assert_eq!(shim.reap("c", ""), 3, "{name}");
+        shim.stop();
+    }
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn a_state_tells_what_create_was_given() {
     // Go's zero time, or no time at all; the epoch would be a date.
     assert!(state.exited_at.as_ref().is_none_or(|at| at.seconds == -62_135_596_800), "{state:?}");
     shim.end();
-    readers.each_ref().map(Reader::finish);
+    assert_eq!(readers.each_ref().map(Reader::finish), ["", ""]);
 }
 
 /// A call and the code it must be refused with; [`Code::OK`]: it must succeed.

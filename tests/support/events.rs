@@ -30,7 +30,6 @@ pub struct Event {
     pub line: String,
     pub namespace: String,
     pub pid: u32,
-    pub at: Instant,
 }
 
 /// An event service on a unix socket; it can go away and come back as containerd does.
@@ -184,7 +183,7 @@ fn decode(forward: &ForwardRequest) -> Event {
     let (kind, value) = (envelope.event.type_url.as_str(), envelope.event.value.as_slice());
     let (subject, pid) = describe(kind, value);
     let line = format!("{topic} {subject}");
-    Event { line, namespace: envelope.namespace.clone(), pid, at: Instant::now() }
+    Event { line, namespace: envelope.namespace.clone(), pid }
 }
 
 /// The event's subject (and exit status), and its pid.

@@ -63,12 +63,6 @@ impl Host {
         self
     }
 
-    /// Adds a variable to the environment of `start` and `delete`.
-    pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.env.push((name.into(), value.into()));
-        self
-    }
-
     /// The scripted runtime.
     pub fn script(&self) -> &Script {
         self.script.as_ref().expect("Host::scripted()")

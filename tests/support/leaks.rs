@@ -76,7 +76,7 @@ pub(super) fn clear(tag: &str, dir: &Path) {
     for _ in 0..400 {
         let left = processes(tag);
         for process in &left {
-            drop(kill(Pid::from_raw(process.pid), Signal::SIGKILL));
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
         }
         for group in cgroups(tag) {
             drop(fs::write(group.join("freezer.state"), "THAWED"));
@@ -87,7 +87,7 @@ pub(super) fn clear(tag: &str, dir: &Path) {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     for point in mounts(dir).iter().rev() {
-        drop(umount2(point, MntFlags::MNT_DETACH));
+        let _ = umount2(point, MntFlags::MNT_DETACH);
     }
     for parent in parents(tag) {
         remove(&parent);
