@@ -129,7 +129,9 @@ fn execs_leave_no_files_and_no_growing_log() {
         let exec = format!("e{round}");
         shim.exec(&shim.exec_process("c", &exec, process)).unwrap();
         assert_eq!(shim.start("c", &exec).is_ok(), round % 2 == 0);
-        drop(shim.wait("c", &exec)); // only where Start was fine
+        if round % 2 == 0 {
+            shim.wait("c", &exec).unwrap();
+        }
         shim.delete("c", &exec).unwrap();
     }
     if !skipped("the runtime's log does not grow") {
