@@ -211,7 +211,7 @@ impl Leftover {
         for pid in child::all() {
             let orphaned = |pid: Pid| {
                 child::working_directory(pid).as_deref() == Some(self.bundle.dir())
-                    && child::group_leader(pid).is_some_and(|leader| start_time(leader).is_none())
+                    && child::group_leader(pid).is_some_and(|leader| !child::runs(leader))
             };
             if !orphaned(pid) {
                 continue;

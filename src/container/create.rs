@@ -58,6 +58,8 @@ impl Drop for Reservation<'_> {
         if matches!(map.get(&self.id), Some(Slot::Reserved)) {
             map.remove(&self.id);
         }
+        drop(map);
+        self.containers.close_if_asked();
     }
 }
 
@@ -172,6 +174,7 @@ impl Containers {
             execs: RefCell::new(BTreeMap::new()),
         });
         self.map.borrow_mut().insert(parts.id, Slot::Ready(container.clone()));
+        self.asked_to_close.set(false);
         container.watch_init(made.child);
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Containers {
     /// The daemon's journal.
     pub(crate) events: Events,
     map: RefCell<BTreeMap<ContainerId, Slot>>,
+    /// Shutdown was asked for while all that there was were creations under way.
+    asked_to_close: Cell<bool>,
     closing: Cell<bool>,
     closed: Notify,
 }
@@ -92,6 +94,7 @@ impl Containers {
             reaper,
             events,
             map: RefCell::default(),
+            asked_to_close: Cell::default(),
             closing: Cell::default(),
             closed: Notify::new(),
         }
@@ -109,9 +112,16 @@ impl Containers {
         }
     }
 
-    /// Ends the daemon if it has no container; otherwise nothing changes.
+    /// Ends the daemon if it has no container, or when the creations that are under way have all
+    /// failed; otherwise nothing changes.
     pub(crate) fn shut_down_if_empty(&self) {
-        if self.map.borrow().is_empty() {
+        let ready = |slot: &Slot| matches!(slot, Slot::Ready(_));
+        self.asked_to_close.set(!self.map.borrow().values().any(ready));
+        self.close_if_asked();
+    }
+
+    fn close_if_asked(&self) {
+        if self.asked_to_close.get() && self.map.borrow().is_empty() {
             self.close();
         }
     }

@@ -85,6 +85,13 @@ pub(crate) fn is_ours(pidfd: BorrowedFd<'_>) -> bool {
     waitid(Id::PIDFd(pidfd), flags) != Err(Errno::ECHILD)
 }
 
+/// Whether a process runs: it is there, and no zombie that waits for its parent.
+pub(crate) fn runs(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
 /// When a process was started, in clock ticks since boot: with its pid it names one process for
 /// good, also in a file. Field 22 of proc_pid_stat(5).
 pub(crate) fn start_time(pid: Pid) -> Option<u64> {
