@@ -33,7 +33,11 @@ pub fn processes(tag: &str) -> Vec<Process> {
 
 fn alive(dir: &Path) -> bool {
     let stat = fs::read_to_string(dir.join("stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
+    // The kernel's PF_EXITING: an init process waits there until the host's init has reaped the
+    // exec processes of its PID namespace, however long that takes.
+    let exiting = rest.split(' ').nth(6).and_then(|flags| flags.parse().ok()).unwrap_or(0_u64) & 4;
+    !rest.starts_with(['Z', 'X']) && exiting == 0
 }
 
 fn carries(dir: &Path, tag: &str) -> bool {
