@@ -1,0 +1,43 @@
+# One file to learn them by: `make help`. CI runs `check` and `test`, see .ci/run.
+PREFIX ?= /usr/local
+# Words that choose among the containerd tests, such as TEST='1.7 crun berth shim-killed'.
+TEST ?=
+
+# cargo where rustup puts it; one static program, which runs on every distribution. The explicit
+# target keeps the flags away from what runs only while building.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+export CARGO_BUILD_TARGET = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+export RUSTFLAGS = -C target-feature=+crt-static -C relocation-model=static
+BUILT = $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/release/containerd-shim-berth-v1
+
+.DEFAULT_GOAL := build
+.PHONY: help demo build check test install clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+demo: ## run a container with berth and look at it, step by step; as root; installs what is missing
+	@packaging/demo.sh
+
+build: ## the static program
+	@packaging/setup.sh build
+	cargo build --locked --release
+	@echo "built $(BUILT)"
+
+check: ## format, lints, licences
+	@packaging/setup.sh build
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --test containerd -- -D warnings
+	packaging/check-licences.sh
+
+test: ## every test, with real containerds; as root; installs what is missing
+	@packaging/setup.sh test
+	cargo test --locked
+	cargo test --locked --test containerd -- $(TEST)
+
+install: build ## put the program into PREFIX/bin (/usr/local/bin)
+	install -D -m 0755 $(BUILT) $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1
+
+clean: ## remove what was built and fetched
+	cargo clean

@@ -1,0 +1,255 @@
+//! Signals, pause, metrics, events, namespaces, groups, and many at once.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::process::Command;
+use std::thread;
+
+use crate::bed::Bed;
+use crate::daemon::explain;
+use crate::{Case, alone, command, host, many, shared};
+
+pub(crate) const CASES: &[Case] = &[
+    shared("kill", kill),
+    shared("kill-exec", kill_exec),
+    shared("pause", pause),
+    shared("metrics", metrics),
+    shared("pids", pids),
+    shared("event-order", event_order),
+    shared("out-of-memory", out_of_memory),
+    shared("host-pid-namespace", host_pid_namespace),
+    shared("group", group),
+    alone("many-exits", many_exits),
+    alone("many-execs", many_execs),
+];
+
+/// Ends with 7 on SIGTERM; tells through a file that it is ready.
+const TRAP: &str = "trap 'exit 7' TERM; touch /ready; while :; do sleep 0.05; done";
+
+fn await_ready(bed: &Bed<'_>, id: &str) {
+    let mut round = 0;
+    command::until("the program is ready", || {
+        round += 1;
+        let ready = bed.exec(id, &format!("ready{round}"), &["ls", "/ready"]);
+        (ready.status == 0).then_some(())
+    });
+}
+
+/// Signals reach the program; a running task is not deleted; a finished one cannot be signalled.
+fn kill(bed: &Bed<'_>) {
+    for (signal, status) in [("SIGTERM", 7), ("SIGKILL", 137)] {
+        let id = bed.name(&signal.to_lowercase());
+        bed.start(&[], &id, &["sh", "-c", TRAP]);
+        await_ready(bed, &id);
+        bed.ctr(&["task", "delete", &id]).refused();
+        assert_eq!(bed.state(&id).as_deref(), Some("RUNNING"), "{signal}");
+        bed.kill(&id, signal);
+        assert_eq!(bed.await_event(&id, "exit").status(), status, "{signal}");
+        bed.await_state(&id, "STOPPED");
+        let error = bed.ctr(&["task", "kill", "--signal", signal, &id]).refused();
+        assert!(error.contains("not found"), "{signal}: {error}");
+        bed.delete(&id);
+        let error = bed.ctr(&["task", "kill", &id]).refused();
+        assert!(error.contains("not found"), "{signal}: {error}");
+    }
+}
+
+/// A signal for an exec process reaches that one alone.
+fn kill_exec(bed: &Bed<'_>) {
+    let id = bed.name("a");
+    bed.start(&[], &id, &["sleep", "1000"]);
+    let mut sleep = bed.exec_command(&[], &id, "e1", &["sleep", "1000"]);
+    thread::scope(|scope| {
+        let exec = scope.spawn(move || command::run(&mut sleep, b"").status);
+        bed.await_event(&id, "exec-started e1");
+        bed.ctr(&["task", "kill", "--exec-id", "e1", "--signal", "SIGKILL", &id]).ok();
+        assert_eq!(exec.join().unwrap(), 137);
+    });
+    assert_eq!(bed.state(&id).as_deref(), Some("RUNNING"));
+    bed.remove(&id);
+}
+
+/// A paused container does not run, and runs again.
+fn pause(bed: &Bed<'_>) {
+    let id = bed.name("a");
+    bed.start(&[], &id, &["sh", "-c", TRAP]);
+    await_ready(bed, &id);
+    bed.ctr(&["task", "pause", &id]).ok();
+    assert_eq!(bed.state(&id).as_deref(), Some("PAUSED"));
+    bed.await_event(&id, "paused");
+    bed.ctr(&["task", "resume", &id]).ok();
+    assert_eq!(bed.state(&id).as_deref(), Some("RUNNING"));
+    bed.await_event(&id, "resumed");
+    bed.kill(&id, "SIGTERM");
+    assert_eq!(bed.await_event(&id, "exit").status(), 7);
+    bed.remove(&id);
+}
+
+/// Metrics are of this container: its memory, its processes, its limit.
+fn metrics(bed: &Bed<'_>) {
+    let id = bed.name("a");
+    bed.start(
+        &["--memory-limit", "67108864"],
+        &id,
+        &["sh", "-c", "sleep 1000 & sleep 1000 & wait"],
+    );
+    let table = command::until("two processes are counted", || {
+        let text = bed.ctr(&["task", "metrics", &id]).ok();
+        let table: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once(' ')).collect();
+        let table: BTreeMap<_, _> = table
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
+            .collect();
+        (table.get("pids.current")? == "3").then_some(table)
+    });
+    let value = |keys: [&str; 2]| keys.iter().find_map(|key| table.get(*key)?.parse::<u64>().ok());
+    assert!(value(["memory.usage_in_bytes", "memory.usage"]) > Some(0), "{table:?}");
+    assert_eq!(
+        value(["memory.limit_in_bytes", "memory.usage_limit"]),
+        Some(67_108_864),
+        "{table:?}"
+    );
+    bed.remove(&id);
+}
+
+/// The processes of a task, those of exec among them.
+fn pids(bed: &Bed<'_>) {
+    let id = bed.name("a");
+    let init = bed.start(&[], &id, &["sleep", "1000"]);
+    let mut sleep = bed.exec_command(&[], &id, "e1", &["sleep", "1000"]);
+    thread::scope(|scope| {
+        let exec = scope.spawn(move || command::run(&mut sleep, b"").status);
+        let pid = bed.await_event(&id, "exec-started e1").body["pid"].as_i64().unwrap();
+        let list = bed.ctr(&["task", "ps", &id]).ok();
+        let line = |pid: i64| list.lines().find(|line| line.starts_with(&pid.to_string()));
+        assert!(line(init.into()).is_some(), "{list}");
+        assert!(line(pid).is_some_and(|line| line.contains("e1")), "{list}");
+        bed.ctr(&["task", "kill", "--exec-id", "e1", "--signal", "SIGKILL", &id]).ok();
+        exec.join().unwrap();
+    });
+    bed.remove(&id);
+}
+
+/// Events come in the order in which things happened.
+fn event_order(bed: &Bed<'_>) {
+    let id = bed.name("a");
+    bed.start(&[], &id, &["sleep", "1000"]);
+    assert_eq!(bed.exec(&id, "e1", &["sh", "-c", "exit 9"]).status, 9);
+    bed.remove(&id);
+    bed.await_event(&id, "delete");
+    let events = bed.events(&id);
+    let order: Vec<_> = events.iter().map(|event| event.short()).collect();
+    assert_eq!(
+        order,
+        ["create", "start", "exec-added e1", "exec-started e1", "exit e1", "exit", "delete"]
+    );
+    let status = |short: &str| events.iter().find(|event| event.short() == short).unwrap().status();
+    assert_eq!((status("exit e1"), status("exit"), status("delete")), (9, 137, 137));
+
+    let id = bed.name("b");
+    for _ in 0..3 {
+        bed.run(&[], &id, &["true"]).ok();
+    }
+    let all = || bed.events(&id).iter().map(|event| event.short()).collect::<Vec<_>>();
+    let expected = ["create", "start", "exit", "delete"].repeat(3);
+    command::poll(|| (all().len() == expected.len()).then_some(()));
+    assert_eq!(all(), expected);
+}
+
+/// A program that needs more than its limit is killed, and an event says why.
+fn out_of_memory(bed: &Bed<'_>) {
+    let id = bed.name("a");
+    let greedy = ["sh", "-c", "x=$(head -c 100000000 /dev/zero | tail -c 100000000)"];
+    bed.start(&["--memory-limit", "16777216"], &id, &["sh", "-c", "sleep 1000"]);
+    assert_ne!(bed.exec(&id, "e1", &greedy).status, 0);
+    bed.await_event(&id, "oom");
+    bed.remove(&id);
+}
+
+/// Without a pid namespace of its own, a container's processes end with its first one.
+fn host_pid_namespace(bed: &Bed<'_>) {
+    let id = bed.name("a");
+    let script = "sleep 1000 & sleep 1000 & touch /ready; wait";
+    let host = format!("pid:/proc/{}/ns/pid", std::process::id());
+    bed.start(&["--with-ns", &host], &id, &["sh", "-c", script]);
+    await_ready(bed, &id);
+    bed.kill(&id, "SIGKILL");
+    assert_eq!(bed.await_event(&id, "exit").status(), 137);
+    bed.remove(&id);
+}
+
+/// Containers of one group share a shim, which lives as long as the last of them.
+fn group(bed: &Bed<'_>) {
+    let annotation = format!("io.containerd.runc.v2.group={}", bed.name("pod"));
+    let (a, b) = (bed.name("a"), bed.name("b"));
+    let first = bed.start(&["--annotation", &annotation], &a, &["sleep", "1000"]);
+    let second = bed.start(&["--annotation", &annotation], &b, &["sleep", "1000"]);
+    let shim = bed.shim_of(first);
+    assert_eq!(shim, bed.shim_of(second), "two shims");
+    bed.remove(&a);
+    assert_eq!(bed.state(&b).as_deref(), Some("RUNNING"));
+    assert_eq!(bed.exec(&b, "e1", &["sh", "-c", "exit 4"]).status, 4);
+    bed.remove(&b);
+    command::until("the shim ends", || (!host::exists(shim)).then_some(()));
+}
+
+/// Containers that exit at the same moment each report their own status.
+fn many_exits(bed: &Bed<'_>) {
+    let shared = bed.daemon.dir().join("many");
+    fs::create_dir_all(&shared).unwrap();
+    let gate = shared.join("gate");
+    command::run(Command::new("mkfifo").arg(&gate), b"").ok();
+    // Every program waits for the end of what comes through the gate: closing it releases all.
+    let keeper = File::options().read(true).write(true).open(&gate).unwrap();
+    let mount = format!("type=bind,src={},dst=/tmp,options=rbind:rw", shared.display());
+
+    thread::scope(|scope| {
+        let mut clients = Vec::new();
+        for number in 0..many() {
+            let id = bed.name(&number.to_string());
+            let status = i32::try_from(number % 251).unwrap();
+            let script =
+                format!("exec 3</tmp/gate; touch /tmp/ready-{number}; read x <&3; exit {status}");
+            let mut run =
+                bed.run_command(&["--rm", "--mount", &mount], &id, &["sh", "-c", &script]);
+            clients.push(scope.spawn(move || (number, status, command::run(&mut run, b""))));
+        }
+        let ready = || fs::read_dir(&shared).unwrap().count() - 1;
+        let mut last = 0;
+        // As long as there is progress: the number may be any.
+        while command::poll(|| (ready() > last || last == many()).then_some(())).is_some()
+            && last < many()
+        {
+            last = ready();
+        }
+        drop(keeper);
+        for client in clients {
+            let (number, status, output) = client.join().unwrap();
+            assert_eq!(output.status, status, "container {number}: {}", explain(&output));
+        }
+        assert_eq!(last, many(), "containers were ready");
+    });
+    fs::remove_dir_all(&shared).unwrap();
+}
+
+/// So do exec processes of one container.
+fn many_execs(bed: &Bed<'_>) {
+    let id = bed.name("a");
+    bed.start(&[], &id, &["sleep", "1000"]);
+    thread::scope(|scope| {
+        let mut clients = Vec::new();
+        for number in 0..many() {
+            let status = i32::try_from(number % 251).unwrap();
+            let script = format!("echo {number}; exit {status}");
+            let mut exec =
+                bed.exec_command(&[], &id, &format!("e{number}"), &["sh", "-c", &script]);
+            clients.push(scope.spawn(move || (number, status, command::run(&mut exec, b""))));
+        }
+        for client in clients {
+            let (number, status, output) = client.join().unwrap();
+            assert_eq!(output.status, status, "exec {number}: {}", explain(&output));
+            assert_eq!(output.text(), number.to_string());
+        }
+    });
+    bed.remove(&id);
+}

@@ -1,0 +1,282 @@
+//! berth under real containerds: every case on every packaged containerd, with runc and with crun.
+//!
+//! The same cases run against the stock shim `io.containerd.runc.v2`, which proves the cases. Needs
+//! root, the programs of `packaging/setup.sh` and the containerds of `packaging/fetch-containerd.sh`.
+//! Words on the command line choose: a containerd version, a runtime, a shim or a part of a case's
+//! name; every word has to fit. `--list` names what would run.
+//!
+//! ```sh
+//! make && sudo cargo test --test containerd -- 1.7 crun berth shim-killed
+//! ```
+//!
+//! `BERTH_MANY` is the number of containers and exec processes that end at once (100),
+//! `BERTH_JOBS` that of the cases that run at the same time (4).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod bed;
+mod command;
+mod crash;
+mod daemon;
+mod host;
+mod image;
+mod lifecycle;
+mod streams;
+mod terminal;
+
+use std::fs;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::{Mutex, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bed::{Bed, RwEvents};
+use daemon::{Daemon, EventLog};
+use host::PlainHierarchies;
+
+/// The shim that a case is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shim {
+    Stock,
+    Berth,
+}
+
+impl Shim {
+    const ALL: [Self; 2] = [Self::Stock, Self::Berth];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::Berth => "berth",
+        }
+    }
+
+    /// The name that containerd makes the program's name of.
+    pub(crate) fn runtime_name(self) -> &'static str {
+        match self {
+            Self::Stock => "io.containerd.runc.v2",
+            Self::Berth => "io.containerd.berth.v1",
+        }
+    }
+}
+
+/// The OCI runtime below the shim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runtime {
+    Runc,
+    Crun,
+}
+
+impl Runtime {
+    const ALL: [Self; 2] = [Self::Runc, Self::Crun];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+        }
+    }
+}
+
+/// A rule that holds for every containerd, runtime and shim.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    /// Whether it needs the daemon, or the machine, for itself.
+    pub(crate) alone: bool,
+    pub(crate) check: fn(&Bed<'_>),
+}
+
+/// A case that others may run beside.
+pub(crate) const fn shared(name: &'static str, check: fn(&Bed<'_>)) -> Case {
+    Case { name, alone: false, check }
+}
+
+/// A case that restarts the daemon or loads the machine.
+pub(crate) const fn alone(name: &'static str, check: fn(&Bed<'_>)) -> Case {
+    Case { name, alone: true, check }
+}
+
+/// The number of containers, or exec processes, in the cases that end many at once.
+pub(crate) fn many() -> usize {
+    number("BERTH_MANY", 100)
+}
+
+fn number(variable: &str, default: usize) -> usize {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")),
+        Err(_) => default,
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let (flags, words): (Vec<_>, Vec<_>) =
+        arguments.into_iter().partition(|word| word.starts_with('-'));
+    let versions = versions();
+    let plan = plan(&versions, &words);
+    if flags.iter().any(|flag| flag == "--list") {
+        plan.iter().for_each(|row| println!("{}", row.title()));
+        return ExitCode::SUCCESS;
+    }
+    if plan.is_empty() {
+        eprintln!("no case fits {words:?}; --list names them");
+        return ExitCode::FAILURE;
+    }
+    if command::run(Command::new("id").arg("-u"), b"").text() != "0" {
+        eprintln!("these tests start containers: run them as root");
+        return ExitCode::FAILURE;
+    }
+    panic::set_hook(Box::new(|_| {}));
+    report(run_plan(&plan))
+}
+
+/// One line of the matrix.
+struct Row<'a> {
+    version: &'a str,
+    programs: &'a Path,
+    runtime: Runtime,
+    shim: Shim,
+    case: &'static Case,
+}
+
+impl Row<'_> {
+    fn title(&self) -> String {
+        format!("{} {} {} {}", self.version, self.runtime.name(), self.shim.name(), self.case.name)
+    }
+
+    fn fits(&self, words: &[String]) -> bool {
+        let exact = [self.version, self.runtime.name(), self.shim.name()];
+        words
+            .iter()
+            .all(|word| exact.contains(&word.as_str()) || self.case.name.contains(word.as_str()))
+    }
+
+    /// Rows with the same key share a daemon.
+    fn daemon_key(&self) -> (&str, &str) {
+        (self.version, self.runtime.name())
+    }
+}
+
+/// The versions that were fetched: name and directory of the programs.
+fn versions() -> Vec<(String, PathBuf)> {
+    let built = Path::new(env!("CARGO_BIN_EXE_containerd-shim-berth-v1"));
+    let fetched = built.ancestors().map(|dir| dir.join("containerd")).find(|dir| dir.is_dir());
+    let fetched = fetched.expect("no containerd to test with: run packaging/fetch-containerd.sh");
+    let names = fs::read_dir(&fetched).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut found: Vec<_> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .map(|name| (name.clone(), fetched.join(name).join("bin")))
+        .filter(|(_, programs)| programs.join("containerd").exists())
+        .collect();
+    found.sort();
+    found
+}
+
+fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>> {
+    let mut rows = Vec::new();
+    for (version, programs) in versions {
+        for runtime in Runtime::ALL {
+            for shim in Shim::ALL {
+                let cases = [streams::CASES, terminal::CASES, lifecycle::CASES, crash::CASES];
+                for case in cases.into_iter().flatten() {
+                    rows.push(Row { version, programs, runtime, shim, case });
+                }
+            }
+        }
+    }
+    rows.retain(|row| row.fits(words));
+    rows
+}
+
+/// How a row went: its title, its duration and, where it failed, why.
+struct Outcome {
+    title: String,
+    failure: Option<String>,
+}
+
+impl Outcome {
+    fn new(title: String, failure: Option<String>, took: Duration) -> Self {
+        let word = if failure.is_some() { "FAILED" } else { "ok" };
+        println!("{title} ... {word} ({:.1} s)", took.as_secs_f32());
+        if let Some(text) = &failure {
+            println!("    {}", text.replace('\n', "\n    "));
+        }
+        Self { title, failure }
+    }
+}
+
+fn report(outcomes: Vec<Outcome>) -> ExitCode {
+    let (failed, passed): (Vec<_>, Vec<_>) =
+        outcomes.into_iter().partition(|outcome| outcome.failure.is_some());
+    failed.iter().for_each(|outcome| println!("failed: {}", outcome.title));
+    let word = if failed.is_empty() { "ok" } else { "FAILED" };
+    println!("test result: {word}. {} passed; {} failed", passed.len(), failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs the rows, daemon by daemon, in a directory of this process.
+fn run_plan(plan: &[Row<'_>]) -> Vec<Outcome> {
+    let base = PathBuf::from(format!("/run/berth-test-{}", std::process::id()));
+    fs::create_dir_all(&base).unwrap();
+    let image = image::write(&base);
+    let mut outcomes = Vec::new();
+    for rows in plan.chunk_by(|a, b| a.daemon_key() == b.daemon_key()) {
+        let hierarchies = (rows[0].runtime == Runtime::Crun).then(PlainHierarchies::mount);
+        let dir = base.join(format!("{}-{}", rows[0].version, rows[0].runtime.name()));
+        let daemon = Daemon::start(rows[0].version, rows[0].programs, rows[0].runtime, &dir);
+        for rows in rows.chunk_by(|a, b| a.shim == b.shim) {
+            outcomes.extend(run_rows(rows, &daemon, &image));
+        }
+        let title = format!("{} {} leaves nothing behind", rows[0].version, rows[0].runtime.name());
+        let left = daemon.end();
+        let failure = (!left.is_empty()).then(|| left.join(", "));
+        outcomes.push(Outcome::new(title, failure, Duration::ZERO));
+        drop(hierarchies);
+    }
+    fs::remove_dir_all(&base).unwrap();
+    outcomes
+}
+
+/// Runs the rows of one daemon and shim in a namespace of their own.
+fn run_rows(rows: &[Row<'_>], daemon: &Daemon, image: &Path) -> Vec<Outcome> {
+    let namespace = format!("berth-test-{}-{}", std::process::id(), rows[0].shim.name());
+    daemon.import(&namespace, image);
+    let events = RwLock::new(Some(EventLog::start(daemon, &namespace)));
+    let (last, first): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.case.alone);
+
+    let queue = Mutex::new(first.into_iter().rev().collect::<Vec<_>>());
+    let outcomes = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..number("BERTH_JOBS", 4) {
+            scope.spawn(|| {
+                while let Some(row) = { queue.lock().unwrap().pop() } {
+                    let outcome = run_row(row, daemon, &namespace, &events);
+                    outcomes.lock().unwrap().push(outcome);
+                }
+            });
+        }
+    });
+    let mut outcomes = outcomes.into_inner().unwrap();
+    outcomes.extend(last.iter().map(|row| run_row(row, daemon, &namespace, &events)));
+    host::remove_namespace(&namespace);
+    outcomes
+}
+
+fn run_row(row: &Row<'_>, daemon: &Daemon, namespace: &str, events: &RwEvents) -> Outcome {
+    let bed = Bed::new(daemon, row.shim, namespace, row.case.name, events);
+    let began = Instant::now();
+    let result = panic::catch_unwind(AssertUnwindSafe(|| {
+        (row.case.check)(&bed);
+        bed.check_clean();
+    }));
+    let took = began.elapsed();
+    let failure = result.err().map(|payload| {
+        let text = payload.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        bed.sweep();
+        format!("{}\ncontainerd: {}", text.unwrap_or_default(), daemon.log_tail())
+    });
+    Outcome::new(row.title(), failure, took)
+}
