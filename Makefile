@@ -11,7 +11,7 @@ export RUSTFLAGS = -C target-feature=+crt-static -C relocation-model=static
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/release/containerd-shim-berth-v1
 
 .DEFAULT_GOAL := build
-.PHONY: help demo build check test install clean
+.PHONY: help demo build check test install clean where
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -41,3 +41,7 @@ install: build ## put the program into PREFIX/bin (/usr/local/bin)
 
 clean: ## remove what was built and fetched
 	cargo clean
+
+# Where `build` puts the program, for scripts.
+where:
+	@realpath -m $(BUILT)

@@ -1,6 +1,6 @@
 //! What one case works with: container names of its own, and the check that nothing is left.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -20,6 +20,8 @@ pub(crate) struct Bed<'a> {
     events: &'a RwEvents,
     /// The names of containers and groups that were handed out.
     names: RefCell<Vec<String>>,
+    /// Whether the stock shim may leave its socket.
+    socket_excused: Cell<bool>,
 }
 
 /// The event log of a namespace; replaced when the daemon is started again.
@@ -57,7 +59,15 @@ impl<'a> Bed<'a> {
         case: &'static str,
         events: &'a RwEvents,
     ) -> Self {
-        Self { daemon, shim, namespace, case, events, names: RefCell::default() }
+        Self {
+            daemon,
+            shim,
+            namespace,
+            case,
+            events,
+            names: RefCell::default(),
+            socket_excused: Cell::default(),
+        }
     }
 
     /// A name for a container or group; what it leaves behind is looked for by this name.
@@ -68,6 +78,13 @@ impl<'a> Bed<'a> {
             names.push(name.clone());
         }
         name
+    }
+
+    /// How many exec processes may end at once. The stock shim of 1.6 and 1.7 takes seconds for
+    /// thirty and minutes for a hundred.
+    pub(crate) fn many_execs(&self) -> usize {
+        let slow = self.shim == Shim::Stock && self.daemon.version.starts_with("1.");
+        if slow { crate::many().min(20) } else { crate::many() }
     }
 
     /// `ctr` with `arguments`.
@@ -186,6 +203,21 @@ impl<'a> Bed<'a> {
         parsed.collect()
     }
 
+    /// Waits until the events of container `id` are `expected`, by their short names and in this
+    /// order. The stock shim may end before its last one, `delete`, is delivered.
+    #[track_caller]
+    pub(crate) fn expect_events(&self, id: &str, expected: &[&str]) {
+        let counts = |short: &str| self.shim == Shim::Berth || short != "delete";
+        let expected: Vec<_> = expected.iter().filter(|short| counts(short)).collect();
+        let mut seen = Vec::new();
+        command::poll(|| {
+            let all = self.events(id).into_iter().map(|event| event.short());
+            seen = all.filter(|short| counts(short)).collect();
+            (seen.len() >= expected.len()).then_some(())
+        });
+        assert!(seen.iter().eq(expected.iter().copied()), "{seen:?} are not {expected:?}");
+    }
+
     /// Waits for the event whose short name is `short`.
     #[track_caller]
     pub(crate) fn await_event(&self, id: &str, short: &str) -> Event {
@@ -204,6 +236,17 @@ impl<'a> Bed<'a> {
         *events = Some(EventLog::start(self.daemon, self.namespace));
     }
 
+    /// Kills a shim. The `delete` of the stock one does not remove the socket.
+    pub(crate) fn kill_shim(&self, shim: i32) {
+        self.excuse_stock_socket();
+        host::signal(shim, "KILL");
+    }
+
+    /// Overlooks a socket that the stock shim leaves; berth's has to be gone in any case.
+    pub(crate) fn excuse_stock_socket(&self) {
+        self.socket_excused.set(self.shim == Shim::Stock);
+    }
+
     /// The shim that started process `pid`.
     pub(crate) fn shim_of(&self, pid: i32) -> i32 {
         host::parent(pid)
@@ -212,12 +255,21 @@ impl<'a> Bed<'a> {
     /// Waits until nothing is left of the names handed out; panics with what is.
     #[track_caller]
     pub(crate) fn check_clean(&self) {
+        if self.socket_excused.get() {
+            self.remove_sockets();
+        }
         let mut left = Vec::new();
         let clean = command::poll(|| {
             left = self.names.borrow().iter().flat_map(|name| self.traces(name)).collect();
             left.is_empty().then_some(())
         });
         assert!(clean.is_some(), "left behind: {}", left.join(", "));
+    }
+
+    fn remove_sockets(&self) {
+        for name in self.names.borrow().iter() {
+            let _ = fs::remove_file(self.daemon.shim_socket(self.namespace, name));
+        }
     }
 
     /// Every trace of a container or group on this machine.
@@ -265,13 +317,13 @@ impl<'a> Bed<'a> {
 
     /// Removes by force what a failed case left.
     pub(crate) fn sweep(&self) {
+        self.remove_sockets();
         for name in self.names.borrow().iter() {
             self.ctr(&["task", "kill", "--signal", "SIGKILL", name]);
             self.ctr(&["task", "delete", "--force", name]);
             self.ctr(&["container", "delete", name]);
             daemon::sweep(&format!("/{}/{name}\n", self.namespace));
             daemon::sweep(&format!("/{}/{name}", self.namespace));
-            let _ = fs::remove_file(self.daemon.shim_socket(self.namespace, name));
             for path in host::runtime_states(self.namespace, name) {
                 let _ = fs::remove_dir_all(path);
             }

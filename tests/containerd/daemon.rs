@@ -67,7 +67,7 @@ impl Daemon {
         command::until("containerd answers", || {
             let answers = command::run(self.ctr("none").arg("version"), b"").status == 0;
             let ended = self.child.lock().unwrap().try_wait().unwrap();
-            assert!(ended.is_none(), "containerd ended: {}", self.log_tail());
+            assert!(ended.is_none(), "containerd ended: {}", self.log_about("containerd"));
             answers.then_some(())
         });
     }
@@ -121,10 +121,13 @@ impl Daemon {
         &self.dir
     }
 
-    /// The last lines of its log, for a failed test.
-    pub(crate) fn log_tail(&self) -> String {
+    /// The last lines of its log that complain, or that say `word`.
+    pub(crate) fn log_about(&self, word: &str) -> String {
         let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
+        let tells = |line: &&str| {
+            line.contains(word) || line.contains("level=error") || line.contains("level=fatal")
+        };
+        let lines: Vec<_> = log.lines().filter(tells).collect();
         lines[lines.len().saturating_sub(8)..].join("\n")
     }
 

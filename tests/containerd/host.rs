@@ -7,17 +7,33 @@ use std::process::Command;
 
 use crate::command;
 
-/// Version 1 hierarchies for the controllers that a hybrid layout left in version 2: crun refuses
-/// to run while there are any. Unmounted when dropped.
+/// Version 1 hierarchies for the controllers that a hybrid layout left in version 2, where crun
+/// refuses to run, and for those of version 1 that are mounted nowhere, where the stock shim finds
+/// no metrics. Undone when dropped.
 #[must_use = "dropping the guard unmounts the hierarchies"]
 pub(crate) struct PlainHierarchies(Vec<PathBuf>);
 
 impl PlainHierarchies {
     pub(crate) fn mount() -> Self {
-        let left = fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers");
+        let top = Path::new("/sys/fs/cgroup");
         let mut mounted = Self(Vec::new());
-        for controller in left.unwrap_or_default().split_whitespace() {
-            let target = Path::new("/sys/fs/cgroup").join(controller);
+        if !top.join("unified").is_dir() {
+            return mounted;
+        }
+        let mut controllers =
+            fs::read_to_string(top.join("unified/cgroup.controllers")).unwrap_or_default();
+        for line in fs::read_to_string("/proc/self/cgroup").unwrap().lines() {
+            let names = line.split(':').nth(1).unwrap();
+            // A named hierarchy has no controller, and two that share one are mounted by distributions.
+            if !names.contains(['=', ',']) {
+                controllers.push_str(&format!(" {names}"));
+            }
+        }
+        for controller in controllers.split_whitespace() {
+            let target = top.join(controller);
+            if target.join("cgroup.procs").exists() {
+                continue;
+            }
             fs::create_dir_all(&target).unwrap();
             let mut mount = Command::new("mount");
             mount.args(["-t", "cgroup", "-o", controller, "cgroup"]).arg(&target);
@@ -31,6 +47,11 @@ impl PlainHierarchies {
 impl Drop for PlainHierarchies {
     fn drop(&mut self) {
         for target in &self.0 {
+            // Whatever is in there came with the mount. The kernel keeps the hierarchy, unmounted,
+            // as long as one is left.
+            for entry in fs::read_dir(target).into_iter().flatten().filter_map(Result::ok) {
+                let _ = fs::remove_dir(entry.path());
+            }
             command::run(Command::new("umount").arg(target), b"");
             let _ = fs::remove_dir(target);
         }

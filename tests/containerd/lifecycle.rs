@@ -136,24 +136,18 @@ fn event_order(bed: &Bed<'_>) {
     bed.start(&[], &id, &["sleep", "1000"]);
     assert_eq!(bed.exec(&id, "e1", &["sh", "-c", "exit 9"]).status, 9);
     bed.remove(&id);
-    bed.await_event(&id, "delete");
-    let events = bed.events(&id);
-    let order: Vec<_> = events.iter().map(|event| event.short()).collect();
-    assert_eq!(
-        order,
-        ["create", "start", "exec-added e1", "exec-started e1", "exit e1", "exit", "delete"]
-    );
-    let status = |short: &str| events.iter().find(|event| event.short() == short).unwrap().status();
-    assert_eq!((status("exit e1"), status("exit"), status("delete")), (9, 137, 137));
+    let all = ["create", "start", "exec-added e1", "exec-started e1", "exit e1", "exit", "delete"];
+    bed.expect_events(&id, &all);
+    let statuses = bed.events(&id).into_iter().map(|event| (event.short(), event.status()));
+    let statuses: BTreeMap<_, _> = statuses.collect();
+    assert_eq!((statuses["exit e1"], statuses["exit"]), (9, 137));
+    assert_eq!(*statuses.get("delete").unwrap_or(&137), 137);
 
     let id = bed.name("b");
     for _ in 0..3 {
         bed.run(&[], &id, &["true"]).ok();
     }
-    let all = || bed.events(&id).iter().map(|event| event.short()).collect::<Vec<_>>();
-    let expected = ["create", "start", "exit", "delete"].repeat(3);
-    command::poll(|| (all().len() == expected.len()).then_some(()));
-    assert_eq!(all(), expected);
+    bed.expect_events(&id, &["create", "start", "exit", "delete"].repeat(3));
 }
 
 /// A program that needs more than its limit is killed, and an event says why.
@@ -190,6 +184,7 @@ fn group(bed: &Bed<'_>) {
     assert_eq!(bed.state(&b).as_deref(), Some("RUNNING"));
     assert_eq!(bed.exec(&b, "e1", &["sh", "-c", "exit 4"]).status, 4);
     bed.remove(&b);
+    bed.excuse_stock_socket();
     command::until("the shim ends", || (!host::exists(shim)).then_some(()));
 }
 
@@ -238,7 +233,7 @@ fn many_execs(bed: &Bed<'_>) {
     bed.start(&[], &id, &["sleep", "1000"]);
     thread::scope(|scope| {
         let mut clients = Vec::new();
-        for number in 0..many() {
+        for number in 0..bed.many_execs() {
             let status = i32::try_from(number % 251).unwrap();
             let script = format!("echo {number}; exit {status}");
             let mut exec =

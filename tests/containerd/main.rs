@@ -221,9 +221,9 @@ fn run_plan(plan: &[Row<'_>]) -> Vec<Outcome> {
     let base = PathBuf::from(format!("/run/berth-test-{}", std::process::id()));
     fs::create_dir_all(&base).unwrap();
     let image = image::write(&base);
+    let hierarchies = PlainHierarchies::mount();
     let mut outcomes = Vec::new();
     for rows in plan.chunk_by(|a, b| a.daemon_key() == b.daemon_key()) {
-        let hierarchies = (rows[0].runtime == Runtime::Crun).then(PlainHierarchies::mount);
         let dir = base.join(format!("{}-{}", rows[0].version, rows[0].runtime.name()));
         let daemon = Daemon::start(rows[0].version, rows[0].programs, rows[0].runtime, &dir);
         for rows in rows.chunk_by(|a, b| a.shim == b.shim) {
@@ -233,8 +233,8 @@ fn run_plan(plan: &[Row<'_>]) -> Vec<Outcome> {
         let left = daemon.end();
         let failure = (!left.is_empty()).then(|| left.join(", "));
         outcomes.push(Outcome::new(title, failure, Duration::ZERO));
-        drop(hierarchies);
     }
+    drop(hierarchies);
     fs::remove_dir_all(&base).unwrap();
     outcomes
 }
@@ -276,7 +276,7 @@ fn run_row(row: &Row<'_>, daemon: &Daemon, namespace: &str, events: &RwEvents) -
         let text = payload.downcast_ref::<String>().cloned();
         let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         bed.sweep();
-        format!("{}\ncontainerd: {}", text.unwrap_or_default(), daemon.log_tail())
+        format!("{}\ncontainerd: {}", text.unwrap_or_default(), daemon.log_about(row.case.name))
     });
     Outcome::new(row.title(), failure, took)
 }
