@@ -49,11 +49,19 @@ impl Drop for PlainHierarchies {
         for target in &self.0 {
             // Whatever is in there came with the mount. The kernel keeps the hierarchy, unmounted,
             // as long as one is left.
-            for entry in fs::read_dir(target).into_iter().flatten().filter_map(Result::ok) {
-                let _ = fs::remove_dir(entry.path());
-            }
+            remove_children(target);
             command::run(Command::new("umount").arg(target), b"");
             let _ = fs::remove_dir(target);
+        }
+    }
+}
+
+/// Removes the cgroups below `cgroup` that have no process, from the leaves up.
+fn remove_children(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().filter_map(Result::ok) {
+        if entry.path().is_dir() {
+            remove_children(&entry.path());
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }
@@ -111,7 +119,7 @@ pub(crate) fn processes() -> Vec<Process> {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         Some((pid, entry.path()))
     });
-    pids.filter(|(_, dir)| !stat_field(dir, 0).is_some_and(|state| state == "Z"))
+    pids.filter(|(_, dir)| stat_field(dir, 0).is_none_or(|state| state != "Z"))
         .map(|(pid, dir)| Process {
             pid,
             command: text(dir.join("cmdline")),

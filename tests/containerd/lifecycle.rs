@@ -235,7 +235,7 @@ fn many_execs(bed: &Bed<'_>) {
         let mut clients = Vec::new();
         for number in 0..bed.many_execs() {
             let status = i32::try_from(number % 251).unwrap();
-            let script = format!("echo {number}; exit {status}");
+            let script = format!("echo {number}; sleep 0.2; exit {status}");
             let mut exec =
                 bed.exec_command(&[], &id, &format!("e{number}"), &["sh", "-c", &script]);
             clients.push(scope.spawn(move || (number, status, command::run(&mut exec, b""))));

@@ -16,13 +16,17 @@ pub(crate) const CASES: &[Case] = &[
     shared("exec-stdin", exec_stdin),
 ];
 
+/// Writes to both streams. A client loses what a program wrote that ended before the client had
+/// opened the stream: hence the pause.
+const OUTPUT: &str = "echo out; echo err >&2; sleep 0.2";
+
 /// Output, error output and status reach the client whole and apart.
 fn output_and_status(bed: &Bed<'_>) {
     let rows =
         [("true", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", 137), ("kill -15 $$", 143)];
     for (end, status) in rows {
         let id = bed.name("a");
-        let script = format!("trap - TERM; echo out; echo err >&2; {end}");
+        let script = format!("{OUTPUT}; {end}");
         let program = ["sh", "-c", &script];
         // The first process of a pid namespace is deaf to its own signals: ask a child instead.
         let wrapped = format!("sh -c '{script}'; exit $?");
@@ -81,7 +85,7 @@ fn exec_output_and_status(bed: &Bed<'_>) {
     bed.start(&[], &id, &["sleep", "1000"]);
     for (exec, end, status) in [("e1", "true", 0), ("e2", "exit 42", 42), ("e3", "kill -9 $$", 137)]
     {
-        let output = bed.exec(&id, exec, &["sh", "-c", &format!("echo out; echo err >&2; {end}")]);
+        let output = bed.exec(&id, exec, &["sh", "-c", &format!("{OUTPUT}; {end}")]);
         assert_eq!(output.status, status, "{end}: {}", explain(&output));
         assert_eq!(output.text(), "out", "{end}");
         assert!(output.stderr.contains("err\n"), "{end}: {}", output.stderr);
