@@ -16,7 +16,6 @@ pub(crate) const CASES: &[Case] = &[
     shared("metrics", metrics),
     shared("pids", pids),
     shared("event-order", event_order),
-    shared("out-of-memory", out_of_memory),
     shared("host-pid-namespace", host_pid_namespace),
     shared("group", group),
     alone("many-exits", many_exits),
@@ -47,7 +46,9 @@ fn kill(bed: &Bed<'_>) {
         assert_eq!(bed.await_event(&id, "exit").status(), status, "{signal}");
         bed.await_state(&id, "STOPPED");
         let error = bed.ctr(&["task", "kill", "--signal", signal, &id]).refused();
-        assert!(error.contains("not found"), "{signal}: {error}");
+        // The code is NotFound; whether the client says so or gives the shim's words depends on it.
+        let told = error.contains("not found") || error.contains("already finished");
+        assert!(told, "{signal}: {error}");
         bed.delete(&id);
         let error = bed.ctr(&["task", "kill", &id]).refused();
         assert!(error.contains("not found"), "{signal}: {error}");
@@ -148,16 +149,6 @@ fn event_order(bed: &Bed<'_>) {
         bed.run(&[], &id, &["true"]).ok();
     }
     bed.expect_events(&id, &["create", "start", "exit", "delete"].repeat(3));
-}
-
-/// A program that needs more than its limit is killed, and an event says why.
-fn out_of_memory(bed: &Bed<'_>) {
-    let id = bed.name("a");
-    let greedy = ["sh", "-c", "x=$(head -c 100000000 /dev/zero | tail -c 100000000)"];
-    bed.start(&["--memory-limit", "16777216"], &id, &["sh", "-c", "sleep 1000"]);
-    assert_ne!(bed.exec(&id, "e1", &greedy).status, 0);
-    bed.await_event(&id, "oom");
-    bed.remove(&id);
 }
 
 /// Without a pid namespace of its own, a container's processes end with its first one.
