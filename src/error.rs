@@ -20,7 +20,7 @@ pub(crate) enum Error {
     #[error("{what} {id:?} not found")]
     NotFound { what: &'static str, id: String },
     /// Signals and other changes come too late: containerd's clients take this for "done".
-    #[error("process of {id:?} already finished")]
+    #[error("process already finished: {id:?}")]
     Finished { id: String },
     /// An id that is in use.
     #[error("{what} {id:?} already exists")]

@@ -95,6 +95,7 @@ pub(super) fn clear(tag: &str, dir: &Path) {
     }
     for parent in parents(tag) {
         remove(&parent);
+        drop(parent.parent().map(fs::remove_dir)); // shared with other tests: the last removes it
     }
 }
 
