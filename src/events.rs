@@ -26,6 +26,7 @@ use crate::wire;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before the first repetition; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const SECOND_PAUSE: Duration = Duration::from_millis(40);
 /// Longest pause, so that a containerd that is back hears of everything soon.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -115,7 +116,7 @@ impl Events {
             };
             match self.forward(&mut client, request).await {
                 Ok(()) => {
-                    if pause > FIRST_PAUSE {
+                    if pause > SECOND_PAUSE {
                         log::info!("containerd takes events again, {} wait", self.waiting() - 1);
                     }
                     pause = FIRST_PAUSE;
@@ -124,7 +125,8 @@ impl Events {
                     log::error!("containerd refuses an event, which is dropped: {error}");
                 }
                 Err(error) => {
-                    if pause == FIRST_PAUSE {
+                    // The first failure may be a connection to a containerd that was restarted.
+                    if pause == SECOND_PAUSE {
                         log::warn!("cannot deliver an event, will try until it is taken: {error}");
                     }
                     tokio::time::sleep(pause).await;
