@@ -52,6 +52,8 @@ pub(crate) enum Event {
     ExecAdded { id: ContainerId, exec_id: ExecId },
     /// An exec process runs.
     ExecStarted { id: ContainerId, exec_id: ExecId, pid: Pid },
+    /// The kernel killed at least one process of the container for lack of memory.
+    Oom { id: ContainerId },
     /// All processes of the container are frozen.
     Paused { id: ContainerId },
     /// All processes of the container run again.

@@ -6,6 +6,7 @@
 mod file;
 mod hierarchy;
 mod kill;
+mod oom;
 pub(crate) mod stats;
 mod tree;
 
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::hierarchy::Hierarchies;
+pub(crate) use self::oom::OomWatch;
 pub(crate) use self::tree::Removal;
 use crate::error::{Error, Result};
 use crate::ids::Pid;

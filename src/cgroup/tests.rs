@@ -244,3 +244,136 @@ fn a_cgroup_with_the_shim_in_it_is_not_killed() {
     assert!(matches!(refused, Error::Io { .. }), "{refused}");
     assert_eq!(fs::read_to_string(dir.path().join("cgroup.kill")).unwrap(), "");
 }
+
+/// What the kernel kills a child of, after which its shell lives on.
+const HOG: &str = "head -c 64M /dev/zero | tail >/dev/null";
+
+impl Playground {
+    /// Where memory is counted, if it is.
+    fn memory(&self) -> Option<PathBuf> {
+        let v2 = self.cgroup.v2.as_deref().filter(|dir| dir.join("memory.max").exists());
+        self.cgroup.controller("memory").or(v2).map(Path::to_owned)
+    }
+
+    /// Runs `script` in `dir`, to its end.
+    fn run(&self, dir: &Path, script: &str) {
+        let script = format!("echo $$ >{}/cgroup.procs; {script}", dir.display());
+        let shell = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status();
+        assert!(shell.unwrap().code().is_some(), "the shell itself lives on");
+    }
+}
+
+/// Sets a limit of 8 MiB, without swap.
+fn limit_memory(dir: &Path) {
+    const LIMIT: &str = "8388608";
+    if dir.join("memory.max").exists() {
+        fs::write(dir.join("memory.max"), LIMIT).unwrap();
+        fs::write(dir.join("memory.swap.max"), "0").ok();
+    } else {
+        fs::write(dir.join("memory.limit_in_bytes"), LIMIT).unwrap();
+        fs::write(dir.join("memory.memsw.limit_in_bytes"), LIMIT).ok();
+    }
+}
+
+/// Runs `test` in an event loop with a watch on a limited memory cgroup, if this host has such.
+fn with_memory_limit(name: &str, test: impl AsyncFnOnce(&mut Playground, &Path, &OomWatch)) {
+    let Some(mut playground) = Playground::new(name) else { return };
+    let Some(dir) = playground.memory() else { return };
+    limit_memory(&dir);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let watch = OomWatch::open(&playground.cgroup).unwrap();
+        test(&mut playground, &dir, &watch).await;
+    });
+}
+
+/// Whether the kernel tells of a kill within `millis`.
+async fn told(watch: &OomWatch, millis: u64) -> bool {
+    tokio::time::timeout(Duration::from_millis(millis), watch.next()).await.is_ok()
+}
+
+#[test]
+fn an_oom_kill_is_told_once_each() {
+    with_memory_limit("oom", async |playground, dir, watch| {
+        assert_eq!(watch.check(), None, "nothing happened");
+        assert!(!told(watch, 50).await);
+        for total in 1..3 {
+            playground.run(dir, HOG);
+            // As for a process that was just reaped: the counter knows already.
+            let kills = watch.check().unwrap();
+            assert_eq!((kills.new, kills.total), (1, total));
+            assert_ne!(kills.limit, oom::Limit::Around);
+            assert_eq!(watch.check(), None, "told before");
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+        let again = OomWatch::open(&playground.cgroup).unwrap();
+        assert_eq!(again.check(), None, "what was before its time");
+    });
+}
+
+#[test]
+fn kills_in_short_order_are_one_episode() {
+    with_memory_limit("storm", async |playground, dir, watch| {
+        let began = Instant::now();
+        let told = (0..8).filter(|_| {
+            playground.run(dir, HOG);
+            watch.check().is_some()
+        });
+        let told = told.count() as u128;
+        let most = 1 + began.elapsed().as_millis() / 100;
+        assert!((1..=most).contains(&told), "{told} of at most {most}");
+    });
+}
+
+#[test]
+fn an_oom_kill_is_told_of_while_others_live_on() {
+    with_memory_limit("notice", async |playground, dir, watch| {
+        let script = format!("echo $$ >{}/cgroup.procs; {HOG}; exec sleep 60", dir.display());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).stderr(Stdio::null());
+        playground.children.push(shell.spawn().unwrap());
+        assert!(told(watch, 5000).await);
+        assert!(playground.children[0].try_wait().unwrap().is_none(), "it lives on");
+        assert!(watch.check().is_some());
+    });
+}
+
+#[test]
+fn a_kill_in_a_nested_cgroup_and_its_removal() {
+    with_memory_limit("nested", async |playground, dir, watch| {
+        let nested = dir.join("nested");
+        fs::create_dir(&nested).unwrap();
+        playground.run(&nested, HOG);
+        let kills = watch.check().unwrap();
+        assert_eq!((kills.new, kills.total), (1, 1));
+        assert_ne!(kills.limit, oom::Limit::Around);
+        playground.remove();
+        // v1 notifies of that, too.
+        assert!(!told(watch, 700).await);
+        assert_eq!(watch.check(), None);
+    });
+}
+
+#[test]
+fn a_limit_around_the_container_is_not_its_own() {
+    let Some(playground) = Playground::new("around") else { return };
+    let Some(pod) = playground.memory() else { return };
+    limit_memory(&pod);
+    let inner = pod.join("c");
+    // On v2 the container is one that has the memory controller by its parent.
+    fs::write(pod.join("cgroup.subtree_control"), "+memory").ok();
+    fs::create_dir(&inner).unwrap();
+    let cgroup = match playground.cgroup.controller("memory") {
+        Some(_) => {
+            let v1 = Directory { controllers: "memory".into(), path: inner.clone() };
+            Cgroup { v1: vec![v1], v2: None }
+        }
+        None => Cgroup { v1: Vec::new(), v2: Some(inner.clone()) },
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let watch = OomWatch::open(&cgroup).unwrap();
+        playground.run(&inner, HOG);
+        assert_eq!(watch.check().unwrap().limit, oom::Limit::Around);
+    });
+}

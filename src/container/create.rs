@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::bundle::{self, Bundle, Spec};
 use crate::cgroup::Cgroup;
 use crate::config;
+use crate::container::oom::Oom;
 use crate::container::{Container, Containers, Process, Slot};
 use crate::error::{Error, Result};
 use crate::events::Event;
@@ -161,6 +162,11 @@ impl Containers {
 
     /// Puts the container in its place and begins to wait for its end.
     fn admit(self: &Rc<Self>, made: Made, parts: Parts) {
+        let watch = |cgroup| {
+            let (id, init) = (parts.id.clone(), parts.init.clone());
+            Oom::watch(cgroup, id, init, self.events.clone())
+        };
+        let oom = made.cgroup.as_ref().and_then(watch);
         let container = Rc::new(Container {
             id: parts.id.clone(),
             bundle: parts.bundle,
@@ -170,6 +176,7 @@ impl Containers {
             io_owner: parts.io_owner,
             own_pid_namespace: parts.spec.has_own_pid_namespace(),
             cgroup: made.cgroup,
+            oom: RefCell::new(oom),
             rootfs: RefCell::new(Some(parts.mounted)),
             execs: RefCell::new(BTreeMap::new()),
         });

@@ -105,6 +105,7 @@ impl Container {
     fn watch_exec(self: Rc<Self>, exec: Rc<Process>, child: Child) {
         spawn_local(async move {
             let exit = child.exit.await.unwrap_or_else(|_| Exit::killed());
+            self.tell_oom();
             exec.stop(exit);
             let (id, exec_id) = (self.id.clone(), exec.exec_id.clone());
             self.shared.events.queue(Event::Exited { id, exec_id, pid: child.pid, exit });

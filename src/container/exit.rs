@@ -27,6 +27,7 @@ impl Container {
             if timeout(self.runtime.deadline + OTHERS, self.others_ended()).await.is_err() {
                 log::warn!("processes of {:?} outlive its init process", self.id.as_str());
             }
+            self.tell_last_oom();
             self.init.stop(exit);
             let id = self.id.clone();
             self.shared.events.queue(Event::Exited { id, exec_id: None, pid: child.pid, exit });

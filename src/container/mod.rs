@@ -3,6 +3,7 @@
 mod create;
 mod exec;
 mod exit;
+mod oom;
 mod process;
 mod state;
 
@@ -27,6 +28,7 @@ use crate::ids::{ContainerId, ExecId, Namespace, Pid};
 use crate::reaper::{Exit, Reaper};
 use crate::rootfs::RootfsMount;
 use crate::runtime::{Call, Runtime, failure};
+use oom::Oom;
 use state::Change;
 
 /// How long Delete waits for output that has not reached its reader.
@@ -74,6 +76,8 @@ pub(crate) struct Container {
     io_owner: (u32, u32),
     own_pid_namespace: bool,
     cgroup: Option<Cgroup>,
+    /// Until the init process's exit is announced.
+    oom: RefCell<Option<Oom>>,
     rootfs: RefCell<Option<RootfsMount>>,
     execs: RefCell<BTreeMap<ExecId, Rc<Process>>>,
 }

@@ -87,6 +87,11 @@ fn encode(event: &Event) -> (&'static str, Any) {
                 any("containerd.events.TaskExecStarted", &message),
             )
         }
+        Event::Oom { id } => {
+            let mut message = task::TaskOOM::new();
+            message.container_id = id.to_string();
+            (topics::TASK_OOM_EVENT_TOPIC, any("containerd.events.TaskOOM", &message))
+        }
         Event::Paused { id } => {
             let mut message = task::TaskPaused::new();
             message.container_id = id.to_string();
