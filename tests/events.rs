@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Host, Mood, Shim, Spec, skipped, timed};
+use crate::support::{Host, Mood, Shim, Spec, eventually, skipped, timed};
 
 #[test]
 fn events_tell_each_process_story_in_order() {
@@ -106,4 +106,32 @@ fn an_oom_kill_is_told_before_the_exit_it_explains() {
         }
     }
     shim.stop();
+}
+
+#[test]
+fn an_oom_kill_of_any_process_is_told_once() {
+    if skipped("an OOM event for each kill") {
+        return;
+    }
+    const HOG: &str = "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done";
+    let limit = serde_json::json!({"limit": 8 << 20, "swap": 8 << 20});
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle().set("/linux/resources/memory", limit));
+    shim.run("c");
+    shim.exec_run("c", "e", HOG).unwrap();
+    assert_eq!(shim.reap("c", "e"), 137);
+    host.sink.wait_for("exit c/e 137");
+    let told =
+        host.sink.of("c").into_iter().filter(|line| *line == "oom c" || line.starts_with("exit"));
+    assert_eq!(told.collect::<Vec<_>>(), ["oom c", "exit c/e 137"]);
+
+    // Of a process that nobody waits for, while all that containerd knows of live on.
+    thread::sleep(Duration::from_millis(200)); // the next episode
+    shim.exec_run("c", "f", &format!("({HOG}); exec sleep 1000")).unwrap();
+    let ooms = || host.sink.of("c").iter().filter(|line| *line == "oom c").count();
+    eventually("a second OOM event", || (ooms() == 2).then_some(()));
+    assert_eq!(shim.state("c", "f").unwrap().exit_status, 0);
+    shim.remove("c");
+    shim.stop();
+    assert_eq!(ooms(), 2);
 }

@@ -23,9 +23,9 @@ use crate::sys::ready::Ready;
 /// Kills within this time are one episode: the kernel may kill several processes for one shortage
 /// (`memory.oom.group`), and a storm of shortages makes no storm of events.
 const EPISODE: Duration = Duration::from_millis(100);
-/// Pauses between looks at a v1 counter: v1 notifies just before it kills, not after.
-const PAUSES: [Duration; 3] =
-    [Duration::from_millis(5), Duration::from_millis(50), Duration::from_millis(500)];
+/// Milliseconds between looks at a v1 counter: v1 notifies before it kills, and the kernel's report
+/// of a kill goes to the console first.
+const PAUSES: [u64; 7] = [5, 10, 20, 40, 80, 160, 320];
 /// What does not fit any more when memory runs out: at most 8 pages at once, of which some are left.
 const LARGEST_CHARGE: u64 = 64 << 10;
 /// Takes the whole of `memory.events` or `memory.oom_control`, several times over.
@@ -103,7 +103,7 @@ impl OomWatch {
 
     /// Resolves when [`OomWatch::check`] has something to say, and does not take it.
     pub(crate) async fn next(&self) {
-        let pauses: &[Duration] = match self.counter {
+        let pauses: &[u64] = match self.counter {
             Counter::V1(_) => &PAUSES,
             Counter::V2(_) => &[],
         };
@@ -116,7 +116,7 @@ impl OomWatch {
                     return;
                 }
                 let Some(pause) = pauses.next() else { break };
-                tokio::time::sleep(*pause).await;
+                tokio::time::sleep(Duration::from_millis(*pause)).await;
             }
         }
     }
