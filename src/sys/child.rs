@@ -23,6 +23,9 @@ pub(crate) type Streams = [OwnedFd; 3];
 /// daemon leaves no half-done runtime command behind: call this from the main thread only. The
 /// signal mask is emptied, descriptors other than 0, 1 and 2 are close-on-exec by habit.
 ///
+/// The environment is ours with `env`, but for `NOTIFY_SOCKET`: the runtime would take containerd's
+/// place under systemd for the container's, and wait in `start` for a word from the container.
+///
 /// [prctl(2)]: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
 pub(crate) fn spawn(
     program: &Path,
@@ -33,8 +36,7 @@ pub(crate) fn spawn(
 ) -> io::Result<Pid> {
     let [stdin, stdout, stderr] = streams;
     let parent = nix::unistd::getpid();
-    let mut command = Command::new(program);
-    command.args(args).current_dir(cwd).envs(env.iter().map(|(key, value)| (key, value)));
+    let mut command = command(program, args, cwd, env);
     command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
     command.process_group(0);
     let before_exec = move || {
@@ -50,6 +52,18 @@ pub(crate) fn spawn(
     unsafe { command.pre_exec(before_exec) };
     let child = command.spawn()?;
     i32::try_from(child.id()).ok().and_then(Pid::new).ok_or_else(|| Errno::ESRCH.into())
+}
+
+fn command(
+    program: &Path,
+    args: &[impl AsRef<OsStr>],
+    cwd: &Path,
+    env: &[(String, String)],
+) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).current_dir(cwd).env_remove("NOTIFY_SOCKET");
+    command.envs(env.iter().map(|(key, value)| (key, value)));
+    command
 }
 
 /// Takes the exit of any child: its pid, and its status as containerd counts (128 + signal).
@@ -143,4 +157,18 @@ pub(crate) fn descendants(pid: Pid) -> Vec<Pid> {
 pub(crate) fn kill_group(leader: Pid) {
     // ESRCH: nobody is left, which is what was wanted.
     let _ = killpg(nix::unistd::Pid::from_raw(leader.get()), Signal::SIGKILL);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_does_not_speak_to_systemd_in_containerds_name() {
+        let env = [("A".to_owned(), "b".to_owned())];
+        let command = command(Path::new("/runc"), &["start"], Path::new("/"), &env);
+        let set: Vec<_> = command.get_envs().collect();
+        let expected = [("A", Some("b")), ("NOTIFY_SOCKET", None)];
+        assert_eq!(set, expected.map(|(key, value)| (OsStr::new(key), value.map(OsStr::new))));
+    }
 }
