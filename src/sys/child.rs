@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use crate::ids::Pid;
@@ -40,6 +40,8 @@ pub(crate) fn spawn(
     command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
     command.process_group(0);
     let before_exec = move || {
+        // `Command` hands on our mask, and containers would get it from the runtime.
+        SigSet::empty().thread_set_mask()?;
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         // The parent may have died before prctl took effect.
         if nix::unistd::getppid() != parent {
@@ -47,7 +49,7 @@ pub(crate) fn spawn(
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes two system calls and touches no lock and
+    // SAFETY: between fork and exec the closure makes three system calls and touches no lock and
     // no memory that another thread could hold.
     unsafe { command.pre_exec(before_exec) };
     let child = command.spawn()?;
@@ -161,7 +163,26 @@ pub(crate) fn kill_group(leader: Pid) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
+
+    #[test]
+    fn a_child_has_no_signal_blocked() {
+        let output = tempfile::tempfile().unwrap();
+        let mut blocked = SigSet::empty();
+        blocked.add(Signal::SIGUSR1);
+        // The mask is the thread's, so that no other test sees it.
+        blocked.thread_block().unwrap();
+        let streams = [(); 3].map(|()| output.try_clone().unwrap().into());
+        let args = ["SigBlk", "/proc/self/status"];
+        let pid = spawn(Path::new("/bin/grep"), &args, Path::new("/"), &[], streams).unwrap();
+        // ECHILD: it has ended, and the reaper of another test was faster.
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.get()), None);
+        let mut text = [0; 100];
+        let length = output.read_at(&mut text, 0).unwrap();
+        assert_eq!(std::str::from_utf8(&text[..length]).unwrap(), "SigBlk:\t0000000000000000\n");
+    }
 
     #[test]
     fn a_runtime_does_not_speak_to_systemd_in_containerds_name() {
