@@ -340,7 +340,7 @@ impl Container {
         }
         let drained = self.init.finish_io(drain_until(deadline)).await;
         match self.runtime.delete(&self.call(deadline), false).await {
-            Err(Error::Runtime { message, .. }) if failure::is_unknown(&message) => {}
+            Err(Error::Runtime { message, .. }) if failure::is_deleted(&message) => {}
             result => result?,
         }
         let rootfs = self.rootfs.take();

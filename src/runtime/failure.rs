@@ -76,10 +76,17 @@ fn is_finished(message: &str) -> bool {
         || is_unknown(&message)
 }
 
-/// Whether a runtime says that it knows no such container, so that there is nothing to delete.
-pub(crate) fn is_unknown(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
+fn is_unknown(message: &str) -> bool {
     message.contains("does not exist") || message.contains("no such container")
+}
+
+/// Whether a runtime that was to delete a container says that it knows no such container.
+pub(crate) fn is_deleted(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    // crun names the directory or file of its state.
+    let crun = message.starts_with("cannot open directory")
+        || (message.starts_with("error opening file") && message.contains("/status`"));
+    is_unknown(&message) || (crun && message.contains("no such file or directory"))
 }
 
 #[cfg(test)]
@@ -131,6 +138,21 @@ mod tests {
         for (name, message, finished) in cases {
             let error = error("r".into(), "kill", 1, message.into(), Some(&id));
             assert_eq!(matches!(error, Error::Finished { .. }), finished, "{name}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_delete_is_told_from_a_failure() {
+        let cases = [
+            ("runc", "container does not exist", true),
+            ("crun 1.8", "cannot open directory '/run/x/c': No such file or directory", true),
+            ("crun", "error opening file `/run/x/c/status`: No such file or directory", true),
+            ("crun, denied", "cannot open directory '/run/x/c': Permission denied", false),
+            ("another file", "error opening file `/etc/x`: No such file or directory", false),
+            ("runs", "cannot delete container c that is not stopped: running", false),
+        ];
+        for (name, message, deleted) in cases {
+            assert_eq!(is_deleted(message), deleted, "{name}");
         }
     }
 }
