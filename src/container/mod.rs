@@ -369,8 +369,32 @@ impl Container {
     }
 }
 
-/// Until when Delete waits for output: 10 s, or less if the caller's time is shorter.
+/// Until when Delete waits for output: 10 s, or less if the caller's time is shorter. A third of
+/// that is left for the steps that follow.
 fn drain_until(deadline: Option<Instant>) -> Instant {
-    let own = Instant::now() + DRAIN;
-    deadline.map_or(own, |deadline| deadline.min(own))
+    let now = Instant::now();
+    let caller = deadline.map(|deadline| deadline.saturating_duration_since(now) / 3 * 2);
+    now + caller.map_or(DRAIN, |caller| caller.min(DRAIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delete_waits_for_output_no_longer_than_its_caller_can_spare() {
+        let cases = [
+            ("no deadline", None, DRAIN),
+            ("short", Some(Duration::from_secs(3)), Duration::from_secs(2)),
+            ("CRI's", Some(Duration::from_secs(10)), Duration::from_secs(10) / 3 * 2),
+            ("long", Some(Duration::from_secs(120)), DRAIN),
+            ("over", Some(Duration::ZERO), Duration::ZERO),
+        ];
+        let slack = Duration::from_millis(100);
+        for (name, left, expected) in cases {
+            let now = Instant::now();
+            let wait = drain_until(left.map(|left| now + left)).saturating_duration_since(now);
+            assert!(wait <= expected + slack && wait + slack >= expected, "{name}: {wait:?}");
+        }
+    }
 }
