@@ -15,6 +15,7 @@ mod delete;
 mod events;
 mod exec;
 mod io;
+mod races;
 mod rootfs;
 mod start;
 mod task;

@@ -327,7 +327,7 @@ impl Container {
     /// gone all the same, so that a second Delete finds nothing.
     pub(crate) async fn delete(&self, deadline: Option<Instant>) -> Result<(Pid, Exit)> {
         if self.init.state() == State::Created {
-            self.end_unstarted().await?;
+            self.end_unstarted(deadline).await?;
         }
         let _turn = turn(&self.init, deadline).await?;
         let pid = self.init_pid()?;
@@ -335,7 +335,7 @@ impl Container {
             let state = self.init.state().name();
             return Err(Error::State { id: self.id.to_string(), change: "delete", state });
         };
-        if !self.shared.map.borrow().contains_key(&self.id) {
+        if !self.is_known() {
             return Err(Error::NotFound { what: "container", id: self.id.to_string() });
         }
         let drained = self.init.finish_io(drain_until(deadline)).await;
@@ -354,13 +354,25 @@ impl Container {
         drained.map(|()| (pid, exit))
     }
 
-    /// Kills an init process that waits for Start, and waits for its end.
-    async fn end_unstarted(&self) -> Result<()> {
+    /// Whether the id still means this container: after its end it may be another's.
+    fn is_known(&self) -> bool {
+        let map = self.shared.map.borrow();
+        matches!(map.get(&self.id), Some(Slot::Ready(known)) if std::ptr::eq(&raw const **known, self))
+    }
+
+    /// Kills an init process that waits for Start, and waits for its end. One that is just being
+    /// started runs by the time that its turn is over, and lives on.
+    async fn end_unstarted(&self, deadline: Option<Instant>) -> Result<()> {
+        let turn = turn(&self.init, deadline).await?;
+        if self.init.state() != State::Created {
+            return Ok(());
+        }
         let ended = self.init.wait();
         match self.init.signal(9) {
             Ok(()) | Err(Error::Finished { .. }) => {}
             Err(error) => return Err(error),
         }
+        drop(turn); // its end takes the next one
         let late = Error::Deadline {
             what: format!("the killed init process of {:?}", self.id.as_str()),
             limit: KILL_GRACE,
