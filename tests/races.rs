@@ -1,8 +1,9 @@
 //! Calls that meet: what one of them is in the middle of, another one must not undo.
 
 use std::thread;
+use std::time::Duration;
 
-use crate::support::{Code, Host, Spec, eventually};
+use crate::support::{Code, Host, Spec, eventually, skipped};
 
 #[test]
 fn delete_does_not_kill_a_container_that_is_being_started() {
@@ -19,4 +20,22 @@ fn delete_does_not_kill_a_container_that_is_being_started() {
         start.join().unwrap().unwrap();
     });
     shim.end();
+}
+
+#[test]
+fn a_daemon_that_is_ending_says_so_to_a_start() {
+    if skipped("Connect is refused at the end") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    host.sink.stop(); // so that the daemon waits to deliver
+    shim.run("c");
+    shim.remove("c");
+    let start = shim.task().within(Duration::from_secs(2));
+    start.ask("c").unwrap();
+    shim.shutdown("c").unwrap();
+    assert_eq!(start.ask("new").unwrap_err().code, Code::UNAVAILABLE);
+    host.sink.resume();
+    shim.wait_gone();
 }

@@ -141,9 +141,7 @@ impl Containers {
     }
 
     fn reserve(&self, id: &ContainerId) -> Result<Reservation<'_>> {
-        if self.closing.get() {
-            return Err(Error::ShuttingDown);
-        }
+        self.takes_new()?;
         let mut map = self.map.borrow_mut();
         if map.contains_key(id) {
             return Err(Error::Exists { what: "container", id: id.to_string() });

@@ -130,6 +130,14 @@ impl Containers {
         }
     }
 
+    /// Whether containers can still be created.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`].
+    pub(crate) fn takes_new(&self) -> Result<()> {
+        if self.closing.get() { Err(Error::ShuttingDown) } else { Ok(()) }
+    }
+
     /// From now on nothing is created; [`Containers::closed`] resolves.
     pub(crate) fn close(&self) {
         self.closing.set(true);

@@ -66,7 +66,7 @@ pub(super) async fn call(
         }
         "Wait" => encode(wait(containers, decode(payload)?, deadline).await?),
         "Stats" => encode(task_stats(containers, &decode(payload)?)?),
-        "Connect" => encode(connect(containers, &decode(payload)?)),
+        "Connect" => encode(connect(containers, &decode(payload)?)?),
         "Shutdown" => {
             let _: api::ShutdownRequest = decode(payload)?;
             containers.shut_down_if_empty();
@@ -252,7 +252,8 @@ fn task_stats(containers: &Containers, request: &api::StatsRequest) -> Result<ap
     Ok(response)
 }
 
-fn connect(containers: &Containers, request: &api::ConnectRequest) -> api::ConnectResponse {
+fn connect(containers: &Containers, request: &api::ConnectRequest) -> Result<api::ConnectResponse> {
+    containers.takes_new()?; // a `start` that asks needs another daemon then
     let mut response = api::ConnectResponse::new();
     response.shim_pid = std::process::id();
     response.version = env!("CARGO_PKG_VERSION").into();
@@ -260,5 +261,5 @@ fn connect(containers: &Containers, request: &api::ConnectRequest) -> api::Conne
     if let Some(pid) = containers.get(&request.id).ok().and_then(|found| found.init.pid()) {
         response.task_pid = pid.wire();
     }
-    response
+    Ok(response)
 }
