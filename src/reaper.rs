@@ -125,11 +125,14 @@ impl Watch {
     /// another's. Without a living process and without an exit, the runtime named a stranger.
     ///
     /// # Errors
-    /// [`Error::Sys`] if `pid` is no process that this daemon can wait for.
+    /// [`Error::Sys`] if `pid` is no process that this daemon can wait for, or one that is claimed:
+    /// whoever has it would never hear of its end.
     pub(crate) fn claim(self, pid: Pid) -> Result<(Child, Option<OwnedFd>)> {
         match pidfd_open(pid) {
             // Between here and the next await nothing is reaped, so the claim is of this process.
-            Ok(pidfd) if child::is_ours(pidfd.as_fd()) => Ok((self.reaper.claim(pid), Some(pidfd))),
+            Ok(pidfd) if self.is_free(pid) && child::is_ours(pidfd.as_fd()) => {
+                Ok((self.reaper.claim(pid), Some(pidfd)))
+            }
             Ok(_) => Err(Error::Sys {
                 action: "wait for the process that the runtime named",
                 source: io::Error::from_raw_os_error(libc::ECHILD),
@@ -145,5 +148,29 @@ impl Watch {
                 Ok((Child { pid, exit: receiver }, None))
             }
         }
+    }
+
+    fn is_free(&self, pid: Pid) -> bool {
+        !self.reaper.0.claimed.borrow().contains_key(&pid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_one_owner() {
+        let reaper = Reaper::default();
+        let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let streams = [null(), null(), null()];
+        let spawned = reaper.spawn(Path::new("/bin/sleep"), &["9"], Path::new("/"), &[], streams);
+        let mut child = spawned.unwrap();
+        assert!(reaper.watch().claim(child.pid).is_err());
+        child::kill_group(child.pid);
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child.pid.get()), None);
+        let exit = Exit::killed();
+        reaper.deliver(child.pid, exit);
+        assert_eq!(child.exit.try_recv(), Ok(exit));
     }
 }
