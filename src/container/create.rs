@@ -219,12 +219,15 @@ async fn make(
     };
     let pid = bundle::read_pid(&pid_file)?;
     let (child, pidfd) = watch.claim(pid)?;
-    // An init process that has ended already has no cgroup to be found; its exit will be told.
-    let cgroup = Cgroup::of(pid).unwrap_or_else(|error| {
-        log::warn!("no cgroup for the processes of {:?}: {error}", call.id.as_str());
-        None
-    });
-    record.state.init = start_time(pid).map(|ticks| (pid.get(), ticks));
+    let mut cgroup = None;
+    // One that was reaped already has no cgroup, and its pid may be a stranger's by now.
+    if pidfd.is_some() {
+        cgroup = Cgroup::of(pid).unwrap_or_else(|error| {
+            log::warn!("no cgroup for the processes of {:?}: {error}", call.id.as_str());
+            None
+        });
+        record.state.init = start_time(pid).map(|ticks| (pid.get(), ticks));
+    }
     record.state.cgroup.clone_from(&cgroup);
     record.bundle.save(&record.state)?;
     init.bind(pid, pidfd, io);
