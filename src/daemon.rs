@@ -23,6 +23,7 @@ use crate::ids::Namespace;
 use crate::reaper::Reaper;
 use crate::rpc::server::{InFlight, serve};
 use crate::service::Services;
+use crate::sys::child::raise_file_limit;
 use crate::sys::ready::Ready;
 use crate::{socket, start};
 
@@ -61,7 +62,10 @@ async fn life(
     signals: SignalFd,
 ) -> Result<()> {
     let events = Events::new(namespace.clone());
-    let reaper = Reaper::default();
+    // A process with all its streams takes seven descriptors, and the usual limit is 1024.
+    let files = raise_file_limit()
+        .inspect_err(|error| log::warn!("cannot raise the limit of open files: {error}"));
+    let reaper = Reaper::new(files.ok());
     let group = start::group(Path::new("config.json"))?.unwrap_or_else(|| flags.id.clone());
     let containers =
         Rc::new(Containers::new(namespace, group, path.clone(), reaper.clone(), events.clone()));

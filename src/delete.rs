@@ -164,7 +164,7 @@ impl Leftover {
                 Ok(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
             };
             let streams = [null()?, null()?, null()?];
-            let pid = spawn(&runtime.path, &arguments, self.bundle.dir(), &[], streams)?;
+            let pid = spawn(&runtime.path, &arguments, self.bundle.dir(), &[], streams, None)?;
             Ok(Command { pid, pidfd: pidfd_open(pid)? })
         };
         match run() {

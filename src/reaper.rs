@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::ids::Pid;
-use crate::sys::child::{self, Streams};
+use crate::sys::child::{self, FileLimit, Streams};
 use crate::sys::pidfd::pidfd_open;
 
 /// How and when a process ended. `status` is 0 to 255, or 128 + signal.
@@ -45,6 +45,8 @@ pub(crate) struct Reaper(Rc<Inner>);
 
 #[derive(Default)]
 struct Inner {
+    /// What the children get, where the daemon has taken more for itself.
+    files: Option<FileLimit>,
     claimed: RefCell<HashMap<Pid, oneshot::Sender<Exit>>>,
     watches: RefCell<Vec<Weak<Early>>>,
 }
@@ -64,6 +66,11 @@ pub(crate) struct Watch {
 }
 
 impl Reaper {
+    /// A reaper whose children get the limit `files`.
+    pub(crate) fn new(files: Option<FileLimit>) -> Self {
+        Self(Rc::new(Inner { files, ..Inner::default() }))
+    }
+
     /// Reaps all children that have ended; call it on SIGCHLD.
     pub(crate) fn reap(&self) {
         loop {
@@ -100,7 +107,7 @@ impl Reaper {
         env: &[(String, String)],
         streams: Streams,
     ) -> io::Result<Child> {
-        let pid = child::spawn(program, args, cwd, env, streams)?;
+        let pid = child::spawn(program, args, cwd, env, streams, self.0.files)?;
         Ok(self.claim(pid)) // no await since the fork: the exit cannot have been taken yet
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
@@ -17,7 +18,18 @@ use crate::ids::Pid;
 /// Standard input, output and error of a new process, in this order.
 pub(crate) type Streams = [OwnedFd; 3];
 
-/// Starts `program` in a process group of its own; the caller owes it a wait.
+/// How many descriptors a process may have: now, and at most if it asks for more.
+pub(crate) type FileLimit = (u64, u64);
+
+/// Lets this process have as many descriptors as it may; returns the limit that it had.
+pub(crate) fn raise_file_limit() -> io::Result<FileLimit> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok((soft, hard))
+}
+
+/// Starts `program` in a process group of its own, with the limit `files` or else ours; the caller
+/// owes it a wait.
 ///
 /// It gets SIGKILL when the thread that called ends ([prctl(2)], `PR_SET_PDEATHSIG`), so a killed
 /// daemon leaves no half-done runtime command behind: call this from the main thread only. The
@@ -33,6 +45,7 @@ pub(crate) fn spawn(
     cwd: &Path,
     env: &[(String, String)],
     streams: Streams,
+    files: Option<FileLimit>,
 ) -> io::Result<Pid> {
     let [stdin, stdout, stderr] = streams;
     let parent = nix::unistd::getpid();
@@ -42,6 +55,9 @@ pub(crate) fn spawn(
     let before_exec = move || {
         // `Command` hands on our mask, and containers would get it from the runtime.
         SigSet::empty().thread_set_mask()?;
+        if let Some((soft, hard)) = files {
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+        }
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         // The parent may have died before prctl took effect.
         if nix::unistd::getppid() != parent {
@@ -49,7 +65,7 @@ pub(crate) fn spawn(
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes three system calls and touches no lock and
+    // SAFETY: between fork and exec the closure makes system calls only and touches no lock and
     // no memory that another thread could hold.
     unsafe { command.pre_exec(before_exec) };
     let child = command.spawn()?;
@@ -168,20 +184,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_has_no_signal_blocked() {
+    fn a_child_has_the_limit_it_is_given_and_no_signal_blocked() {
         let output = tempfile::tempfile().unwrap();
         let mut blocked = SigSet::empty();
         blocked.add(Signal::SIGUSR1);
         // The mask is the thread's, so that no other test sees it.
         blocked.thread_block().unwrap();
         let streams = [(); 3].map(|()| output.try_clone().unwrap().into());
-        let args = ["SigBlk", "/proc/self/status"];
-        let pid = spawn(Path::new("/bin/grep"), &args, Path::new("/"), &[], streams).unwrap();
+        let script = ["-c", "ulimit -Sn; exec grep SigBlk /proc/self/status"];
+        let files = Some((100, 200));
+        let pid = spawn(Path::new("/bin/sh"), &script, Path::new("/"), &[], streams, files);
+        let pid = pid.unwrap();
         // ECHILD: it has ended, and the reaper of another test was faster.
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.get()), None);
         let mut text = [0; 100];
         let length = output.read_at(&mut text, 0).unwrap();
-        assert_eq!(std::str::from_utf8(&text[..length]).unwrap(), "SigBlk:\t0000000000000000\n");
+        assert_eq!(
+            std::str::from_utf8(&text[..length]).unwrap(),
+            "100\nSigBlk:\t0000000000000000\n"
+        );
     }
 
     #[test]
