@@ -39,3 +39,18 @@ fn a_daemon_that_is_ending_says_so_to_a_start() {
     host.sink.resume();
     shim.wait_gone();
 }
+
+#[test]
+fn an_exec_whose_terminal_has_nowhere_to_go_does_not_run_on() {
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    let mut request = shim.exec_request("c", "e", "trap '' HUP; exec sleep 6789");
+    request.terminal = true;
+    request.stdout = "/nowhere/stdout".to_owned();
+    shim.exec(&request).unwrap();
+    assert!(shim.start("c", "e").is_err());
+    let runs = || host.processes().iter().any(|process| process.line.contains("sleep 6789"));
+    eventually("the process to end", || (!runs()).then_some(()));
+    shim.end();
+}

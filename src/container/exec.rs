@@ -1,5 +1,6 @@
 //! Exec processes: described, started, removed.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use serde::Deserialize;
@@ -15,6 +16,7 @@ use crate::events::Event;
 use crate::ids::{ExecId, Pid};
 use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
 use crate::reaper::{Child, Exit};
+use crate::sys::pidfd::pidfd_send_signal;
 
 impl Container {
     /// Describes a process to run inside: `process` is OCI `Process` as JSON, whose `terminal` is
@@ -84,20 +86,23 @@ impl Container {
         let (process, pid) = (process_file.path(), pid_file.path());
         let call = self.call(deadline);
         let watch = self.shared.reaper.watch();
-        let io = if exec.stdio.terminal {
+        if exec.stdio.terminal {
             let socket = ConsoleSocket::bind(self.bundle.dir())?;
             self.runtime.exec(&call, process, pid, Some(socket.path()), None).await?;
-            ProcessIo::terminal(receive(socket).await?, &exec.stdio)?
-        } else {
-            let (uid, gid) = self.io_owner;
-            let (io, child) = ProcessIo::open(&exec.stdio, uid, gid)?;
-            let streams = [child.stdin, child.stdout, child.stderr];
-            self.runtime.exec(&call, process, pid, None, Some(streams)).await?;
-            io
-        };
-        let pid = bundle::read_pid(pid)?;
-        let (child, pidfd) = watch.claim(pid)?;
-        exec.bind(pid, pidfd, io);
+            let (child, pidfd) = watch.claim(bundle::read_pid(pid)?)?;
+            let master = receive(socket).await;
+            let io = master.and_then(|master| ProcessIo::terminal(master, &exec.stdio));
+            // It runs, and without its terminal nobody would ever hear of it again.
+            let io = io.inspect_err(|_| kill(pidfd.as_ref()))?;
+            exec.bind(child.pid, pidfd, io);
+            return Ok(child);
+        }
+        let (uid, gid) = self.io_owner;
+        let (io, child) = ProcessIo::open(&exec.stdio, uid, gid)?;
+        let streams = [child.stdin, child.stdout, child.stderr];
+        self.runtime.exec(&call, process, pid, None, Some(streams)).await?;
+        let (child, pidfd) = watch.claim(bundle::read_pid(pid)?)?;
+        exec.bind(child.pid, pidfd, io);
         Ok(child)
     }
 
@@ -139,6 +144,12 @@ impl Container {
             return Err(Error::NotFound { what: "exec process", id: id.to_string() });
         }
         drained.map(|()| exec.pid().zip(exit))
+    }
+}
+
+fn kill(process: Option<&OwnedFd>) {
+    if let Some(process) = process {
+        let _ = pidfd_send_signal(process.as_fd(), libc::SIGKILL); // it may have ended
     }
 }
 
