@@ -76,7 +76,7 @@ fn group(own: Leftover) -> Vec<Leftover> {
     if let Some(state) = &own.state {
         if UnixStream::connect(&state.socket).is_err() {
             all = siblings(&own, &state.group);
-            socket::remove(&state.socket);
+            socket::remove_dead(&state.socket);
         }
     }
     all.push(own);

@@ -38,6 +38,8 @@ pub(crate) const DIR: &str = "/run/containerd/s";
 const MAX_PATH: usize = 106;
 /// For finding out what to do with a socket that is there already, questions included.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// For the directory's lock, in `delete`; who comes next replaces a dead socket anyway.
+const REMOVE: Duration = Duration::from_millis(200);
 /// Between two looks at a directory's lock or at a socket that is just going away.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -131,6 +133,15 @@ pub(crate) fn remove(path: &Path) {
         if errno != Errno::ENOENT {
             log::warn!("cannot remove {}: {errno}", path.display());
         }
+    }
+}
+
+/// Unlinks a dead shim's socket, but not one that a new shim has bound there meanwhile.
+pub(crate) fn remove_dead(path: &Path) {
+    let lock = lock(path, Instant::now() + REMOVE);
+    let dead = matches!(connect_now(path), Err(Errno::ECONNREFUSED));
+    if dead && lock.is_ok() {
+        remove(path);
     }
 }
 
@@ -358,5 +369,20 @@ mod tests {
         let error = claim(&path, "x").unwrap_err();
         assert!(matches!(error, Error::Deadline { .. }), "{error}");
         assert!(path.exists());
+    }
+
+    #[test]
+    fn only_a_dead_socket_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let bound = bind_new(&path).unwrap();
+        remove_dead(&path);
+        assert!(path.exists());
+        let listener = bound.listener.try_clone().unwrap();
+        bound.keep();
+        drop(listener);
+        remove_dead(&path);
+        assert!(!path.exists());
+        remove_dead(&path);
     }
 }
