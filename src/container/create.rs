@@ -121,6 +121,8 @@ impl Containers {
             Ok(made) => made,
             Err(error) => {
                 undo(&runtime, &call).await;
+                // Dropped it would unmount here, on the event loop, which may take a while.
+                mounted.unmount().await.unwrap_or_else(|error| log::warn!("{error}"));
                 return Err(error);
             }
         };
