@@ -1,9 +1,10 @@
 //! Calls that meet: what one of them is in the middle of, another one must not undo.
 
+use std::fs::OpenOptions;
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Code, Host, Spec, eventually, skipped};
+use crate::support::{Code, Host, Reader, Spec, eventually, mkfifo, skipped};
 
 #[test]
 fn delete_does_not_kill_a_container_that_is_being_started() {
@@ -53,4 +54,29 @@ fn an_exec_whose_terminal_has_nowhere_to_go_does_not_run_on() {
     let runs = || host.processes().iter().any(|process| process.line.contains("sleep 6789"));
     eventually("the process to end", || (!runs()).then_some(()));
     shim.end();
+}
+
+#[test]
+fn a_container_whose_output_is_held_stays_for_a_second_delete() {
+    if skipped("the drain limit names the holder") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    let mut request = shim.request("c");
+    request.stdout = mkfifo(&host.dir().join("out"));
+    let _out = Reader::open(&request.stdout);
+    let pid = shim.create(&request).unwrap();
+    let held = OpenOptions::new().write(true).open(format!("/proc/{pid}/fd/1")).unwrap();
+    shim.start("c", "").unwrap();
+    shim.kill("c", "", libc::SIGKILL).unwrap();
+    shim.wait("c", "").unwrap();
+    let refusal = shim.within(Duration::from_secs(3)).delete("c", "").unwrap_err();
+    assert_eq!(refusal.code, Code::DEADLINE_EXCEEDED, "{refusal:?}");
+    // Else containerd never asks for the second Delete, and the shim stays for ever.
+    assert_eq!(shim.state("c", "").unwrap().exit_status, 137);
+    assert_eq!(shim.delete("c", "").unwrap().exit_status, 137);
+    drop(held);
+    shim.shutdown("c").unwrap();
+    shim.wait_gone();
 }

@@ -330,9 +330,10 @@ impl Container {
     /// `/tasks/delete`, the container's entry.
     ///
     /// # Errors
-    /// [`Error::State`] while it runs. As the runtime says: it is then still there. If output did
-    /// not reach its reader in time, [`Error::Deadline`] that names the holder; the container is
-    /// gone all the same, so that a second Delete finds nothing.
+    /// [`Error::State`] while it runs. If output did not reach its reader in time,
+    /// [`Error::Deadline`] that names the holder; as the runtime says. The container is then still
+    /// there, since containerd asks for the State before it deletes, and would forget to remove the
+    /// bundle and the shim of one that is gone. The next Delete waits for no output.
     pub(crate) async fn delete(&self, deadline: Option<Instant>) -> Result<(Pid, Exit)> {
         if self.init.state() == State::Created {
             self.end_unstarted(deadline).await?;
@@ -346,7 +347,7 @@ impl Container {
         if !self.is_known() {
             return Err(Error::NotFound { what: "container", id: self.id.to_string() });
         }
-        let drained = self.init.finish_io(drain_until(deadline)).await;
+        self.init.finish_io(drain_until(deadline)).await?;
         match self.runtime.delete(&self.call(deadline), false).await {
             Err(Error::Runtime { message, .. }) if failure::is_deleted(&message) => {}
             result => result?,
@@ -359,7 +360,7 @@ impl Container {
         self.bundle.remove_state(); // a later `delete` has nothing to do
         self.shared.events.queue(Event::Deleted { id: self.id.clone(), pid, exit });
         self.shared.map.borrow_mut().remove(&self.id);
-        drained.map(|()| (pid, exit))
+        Ok((pid, exit))
     }
 
     /// Whether the id still means this container: after its end it may be another's.
