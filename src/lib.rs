@@ -11,8 +11,8 @@
 //! input.rs      what a caller sends on stdin, bounded in size and time
 //! daemon.rs     the long life: sub-reaper, signals, server, end; log.rs: records -> `log` FIFO
 //! service/      the ttrpc services: decode, call, encode
-//! container/    mod.rs: `Containers` by id, `Container` and what can be done with it; create.rs,
-//!               exec.rs, exit.rs: its beginnings and ends; oom.rs: tells of OOM kills; process.rs:
+//! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
+//!               create.rs, exec.rs, exit.rs: its beginnings and ends; oom.rs; oom.rs: tells of OOM kills; process.rs:
 //!               id, pid, stdio, state; state.rs: the lifecycle as one pure table
 //! runtime/      mod.rs: `Runtime`, one method per OCI command; table.rs: discovery; args.rs: argv,
 //!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`

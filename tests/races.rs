@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{Code, Host, Reader, Spec, eventually, mkfifo, skipped};
+use crate::support::{Answer, Code, Host, Reader, Spec, Task, eventually, mkfifo, skipped};
 
 #[test]
 fn delete_does_not_kill_a_container_that_is_being_started() {
@@ -79,4 +79,38 @@ fn a_container_whose_output_is_held_stays_for_a_second_delete() {
     drop(held);
     shim.shutdown("c").unwrap();
     shim.wait_gone();
+}
+
+#[test]
+fn a_hanging_change_does_not_delay_the_news_of_the_end() {
+    if skipped("Wait does not queue behind a runtime command") {
+        return;
+    }
+    type Call = fn(&Task) -> Answer<()>;
+    let changes: [(&str, Call); 3] = [
+        ("pause", |task| task.pause("c")),
+        ("update", |task| task.update("c", &serde_json::json!({"pids": {"limit": 50}}))),
+        ("exec", |task| task.start("c", "e").map(drop)),
+    ];
+    for (command, change) in changes {
+        let host = Host::scripted();
+        let shim = host.start("c", Spec::idle());
+        shim.run("c");
+        shim.exec(&shim.exec_request("c", "e", "true")).unwrap();
+        host.script().set(command, "hang");
+        thread::scope(|scope| {
+            let task = shim.task();
+            let hanging = scope.spawn(move || change(&task.within(Duration::from_secs(6))));
+            let begun = || host.script().calls().iter().any(|call| call == command);
+            eventually("the command", || begun().then_some(()));
+            shim.kill("c", "", 9).unwrap();
+            let waited = shim.task().within(Duration::from_secs(4)).wait("c", "");
+            assert_eq!(waited.unwrap().exit_status, 137, "{command}");
+            hanging.join().unwrap().unwrap_err();
+        });
+        let events = host.sink.of("c");
+        assert_eq!(events.last().map(String::as_str), Some("exit c 137"), "{command}: {events:?}");
+        host.script().reset();
+        shim.end();
+    }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::bundle::{self, Bundle, Spec};
@@ -178,6 +179,7 @@ impl Containers {
             cgroup: made.cgroup,
             oom: RefCell::new(oom),
             rootfs: RefCell::new(Some(parts.mounted)),
+            adjusting: Mutex::default(),
             execs: RefCell::new(BTreeMap::new()),
         });
         self.map.borrow_mut().insert(parts.id, Slot::Ready(container.clone()));

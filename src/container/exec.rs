@@ -8,9 +8,10 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 
 use crate::bundle::{self, Scratch};
+use crate::container::container::drain_until;
 use crate::container::create::receive;
 use crate::container::state::{Change, State};
-use crate::container::{Container, Process, drain_until, turn};
+use crate::container::{Container, Process};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::ids::{ExecId, Pid};
@@ -27,6 +28,10 @@ impl Container {
     /// [`Error::Invalid`] for streams or a description that make no sense.
     pub(crate) fn add_exec(&self, id: &ExecId, process: &[u8], stdio: StdioSpec) -> Result<()> {
         self.takes_execs()?;
+        if id.as_str() == self.id.as_str() {
+            // The exit event of an exec process has its id where that of init has the container's.
+            return Err(Error::Invalid(format!("exec id {id} is the container's own id")));
+        }
         stdio.check()?;
         if self.execs.borrow().contains_key(id) {
             return Err(Error::Exists { what: "exec process", id: id.to_string() });
@@ -63,10 +68,17 @@ impl Container {
         deadline: Option<Instant>,
     ) -> Result<Pid> {
         let Some(id) = exec.exec_id.clone() else { return self.start(deadline).await };
-        let _turn = turn(exec, deadline).await?;
+        let _turn = exec.take_turn(deadline).await?;
         exec.check(Change::Start, "start")?;
         self.takes_execs()?;
         let child = self.run_exec(exec, &id, deadline).await.inspect_err(|_| exec.never_ran())?;
+        if self.init.state().exit().is_some() {
+            // The runtime took so long that the container's end has been announced meanwhile, and
+            // nothing may follow that.
+            let _ = exec.signal(9); // it may have ended by itself
+            exec.never_ran();
+            return Err(self.ended("exec in"));
+        }
         let pid = child.pid;
         exec.apply(Change::Start);
         let started = Event::ExecStarted { id: self.id.clone(), exec_id: id, pid };
@@ -129,7 +141,7 @@ impl Container {
         id: &ExecId,
         deadline: Option<Instant>,
     ) -> Result<Option<(Pid, Exit)>> {
-        let _turn = turn(exec, deadline).await?;
+        let _turn = exec.take_turn(deadline).await?;
         let exit = match exec.state() {
             State::Stopped(exit) => Some(exit),
             State::Created => None,

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::task::spawn_local;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 
 use crate::container::{Container, Process};
 use crate::events::Event;
@@ -13,6 +13,9 @@ use crate::reaper::{Child, Exit};
 /// How long the end of a container's other processes may delay the news of its init's. They are
 /// killed; only one that hangs in the kernel takes longer.
 const OTHERS: Duration = Duration::from_secs(10);
+/// How long a Start that is under way may delay the news that its process has ended. It comes
+/// first if it ends in time, as it does unless the runtime hangs.
+const START: Duration = Duration::from_secs(2);
 /// Between two looks at processes that are being killed.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -22,9 +25,8 @@ impl Container {
         spawn_local(async move {
             let exit = child.exit.await.unwrap_or_else(|_| Exit::killed());
             self.init.mark_dead();
-            // A Start, Pause or Resume that is under way queues its own event first.
-            let _turn = self.init.turn.lock().await;
-            if timeout(self.runtime.deadline + OTHERS, self.others_ended()).await.is_err() {
+            let _turn = timeout(START, self.init.turn.lock()).await;
+            if timeout(OTHERS, self.others_ended()).await.is_err() {
                 log::warn!("processes of {:?} outlive its init process", self.id.as_str());
             }
             self.tell_last_oom();
@@ -41,8 +43,7 @@ impl Container {
     async fn others_ended(&self) {
         let execs: Vec<Rc<Process>> = self.execs.borrow().values().cloned().collect();
         for exec in execs {
-            // One that is just being started: the runtime's deadline bounds the wait.
-            drop(exec.turn.lock().await);
+            drop(timeout(START, exec.turn.lock()).await);
             while exec.pid().is_some() && exec.state().exit().is_none() {
                 let _ = exec.signal(9); // it may have ended by itself
                 let _ = timeout(LOOK_AGAIN, exec.wait()).await;
@@ -51,18 +52,12 @@ impl Container {
         if self.own_pid_namespace {
             return;
         }
-        let until = tokio::time::Instant::now() + OTHERS;
-        let _ = timeout_at(until, async {
-            while let Some(cgroup) = &self.cgroup {
-                if !cgroup.populated().unwrap_or(false) {
-                    return;
-                }
-                if let Err(error) = cgroup.kill() {
-                    log::warn!("cannot kill what is left of {:?}: {error}", self.id.as_str());
-                }
-                tokio::time::sleep(LOOK_AGAIN).await;
+        let Some(cgroup) = &self.cgroup else { return };
+        while cgroup.populated().unwrap_or(false) {
+            if let Err(error) = cgroup.kill() {
+                log::warn!("cannot kill what is left of {:?}: {error}", self.id.as_str());
             }
-        })
-        .await;
+            sleep(LOOK_AGAIN).await;
+        }
     }
 }

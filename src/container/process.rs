@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use tokio::sync::{Mutex, watch};
-use tokio::time::Instant;
+use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::time::{Instant, timeout_at};
 
 use crate::container::state::{Change, State};
 use crate::error::{Error, Result};
@@ -98,6 +98,14 @@ impl Process {
             }
         };
         Err(Error::State { id: self.name.clone(), change: verb, state })
+    }
+
+    /// The process's turn, waited for no longer than the caller waits.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`].
+    pub(super) async fn take_turn(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, ()>> {
+        turn(&self.turn, &self.name, deadline).await
     }
 
     /// State, pid and streams in one line, for a person.
@@ -194,4 +202,18 @@ impl Process {
             limit: deadline.saturating_duration_since(began),
         })
     }
+}
+
+/// The turn of a process or container, waited for no longer than the caller waits.
+pub(super) async fn turn<'a>(
+    of: &'a Mutex<()>,
+    name: &str,
+    deadline: Option<Instant>,
+) -> Result<MutexGuard<'a, ()>> {
+    let Some(deadline) = deadline else { return Ok(of.lock().await) };
+    let began = Instant::now();
+    timeout_at(deadline, of.lock()).await.map_err(|_| Error::Deadline {
+        what: format!("an earlier request for {name:?}"),
+        limit: deadline.saturating_duration_since(began),
+    })
 }

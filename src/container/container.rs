@@ -1,0 +1,304 @@
+//! One container: what can be done with it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::bundle::{self, Bundle};
+use crate::cgroup::Cgroup;
+use crate::container::oom::Oom;
+use crate::container::process::turn;
+use crate::container::state::Change;
+use crate::container::{Containers, Process, Slot, State};
+use crate::error::{Error, Result};
+use crate::events::Event;
+use crate::ids::{ContainerId, ExecId, Pid};
+use crate::reaper::Exit;
+use crate::rootfs::RootfsMount;
+use crate::runtime::{Call, Runtime, failure};
+
+/// How long Delete waits for output that has not reached its reader.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long Delete waits for the end of an init process that was never started.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+
+/// A container with its init and exec processes: plain data apart from the rootfs's guard and the
+/// processes' handles.
+pub(crate) struct Container {
+    /// Its id.
+    pub(crate) id: ContainerId,
+    /// Its bundle.
+    pub(crate) bundle: Bundle,
+    /// Its init process.
+    pub(crate) init: Rc<Process>,
+    pub(super) shared: Rc<Containers>,
+    pub(super) runtime: Runtime,
+    /// Who owns the pipes: the options' `IoUid` and `IoGid`.
+    pub(super) io_owner: (u32, u32),
+    pub(super) own_pid_namespace: bool,
+    pub(super) cgroup: Option<Cgroup>,
+    /// Until the init process's exit is announced.
+    pub(super) oom: RefCell<Option<Oom>>,
+    pub(super) rootfs: RefCell<Option<RootfsMount>>,
+    /// Pause, Resume and Update take turns here: one that hangs does not delay the news that the
+    /// container has ended.
+    pub(super) adjusting: Mutex<()>,
+    pub(super) execs: RefCell<BTreeMap<ExecId, Rc<Process>>>,
+}
+
+impl Container {
+    pub(super) fn call(&self, deadline: Option<Instant>) -> Call<'_> {
+        Call::new(&self.id, &self.bundle, &self.shared.reaper, deadline)
+    }
+
+    /// The init process (empty `exec_id`) or the exec process of that name.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub(crate) fn process(&self, exec_id: &str) -> Result<Rc<Process>> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let id = ExecId::new(exec_id)?;
+        let found = self.execs.borrow().get(&id).cloned();
+        found.ok_or_else(|| Error::NotFound { what: "exec process", id: exec_id.into() })
+    }
+
+    /// Runs the user's program in a created container; returns the init process's pid.
+    ///
+    /// `/tasks/start` is queued before the turn ends, so `/tasks/exit`, which takes the turn too,
+    /// cannot overtake it ([event order]).
+    ///
+    /// # Errors
+    /// [`Error::State`] once started or ended; [`Error::Runtime`] with the runtime's own words.
+    ///
+    /// [event order]: https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md
+    pub(crate) async fn start(&self, deadline: Option<Instant>) -> Result<Pid> {
+        let _turn = self.init.take_turn(deadline).await?;
+        self.init.check(Change::Start, "start")?;
+        self.runtime.start(&self.call(deadline)).await?;
+        if self.init.state().exit().is_some() {
+            return Err(self.ended("start")); // it took so long that its end has been announced
+        }
+        self.init.apply(Change::Start);
+        let pid = self.init_pid()?;
+        self.shared.events.queue(Event::Started { id: self.id.clone(), pid });
+        Ok(pid)
+    }
+
+    /// The refusal of a change that came too late: nothing may follow the news of the end.
+    pub(super) fn ended(&self, change: &'static str) -> Error {
+        Error::State { id: self.id.to_string(), change, state: "stopped" }
+    }
+
+    fn init_pid(&self) -> Result<Pid> {
+        self.init.pid().ok_or(Error::NotFound { what: "process", id: self.id.to_string() })
+    }
+
+    /// Freezes the container; `/tasks/paused` follows. State says "pausing" meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::State`] unless it runs; as the runtime says, and then it runs on.
+    pub(crate) async fn pause(&self, deadline: Option<Instant>) -> Result<()> {
+        let _turn = turn(&self.adjusting, self.id.as_str(), deadline).await?;
+        self.init.check(Change::Pause, "pause")?;
+        self.init.apply(Change::Pause);
+        if let Err(error) = self.runtime.pause(&self.call(deadline)).await {
+            self.init.apply(Change::PauseFailed);
+            return Err(error);
+        }
+        if self.init.is_dead() {
+            return Err(self.ended("pause"));
+        }
+        self.init.apply(Change::Paused);
+        self.shared.events.queue(Event::Paused { id: self.id.clone() });
+        Ok(())
+    }
+
+    /// Lets a paused container run on; `/tasks/resumed` follows.
+    ///
+    /// # Errors
+    /// [`Error::State`] unless it is paused; as the runtime says.
+    pub(crate) async fn resume(&self, deadline: Option<Instant>) -> Result<()> {
+        let _turn = turn(&self.adjusting, self.id.as_str(), deadline).await?;
+        self.init.check(Change::Resume, "resume")?;
+        self.runtime.resume(&self.call(deadline)).await?;
+        if self.init.is_dead() {
+            return Err(self.ended("resume"));
+        }
+        self.init.apply(Change::Resume);
+        self.shared.events.queue(Event::Resumed { id: self.id.clone() });
+        Ok(())
+    }
+
+    /// Signals the init process, with `all` every process of the container. It waits for no turn:
+    /// a container whose Start or Pause hangs can be killed.
+    ///
+    /// # Errors
+    /// [`Error::Finished`] if there is nothing left to signal; as the runtime says.
+    pub(crate) async fn kill(
+        &self,
+        signal: u32,
+        all: bool,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        if self.init.is_dead() {
+            return Err(Error::Finished { id: self.id.to_string() });
+        }
+        match self.runtime.kill(&self.call(deadline), signal, all).await {
+            // It ended while the runtime looked for it, whatever the runtime calls that.
+            Err(Error::Runtime { .. }) if self.init.is_dead() => {
+                Err(Error::Finished { id: self.id.to_string() })
+            }
+            result => result,
+        }
+    }
+
+    /// Sets limits: `resources` is OCI `LinuxResources` as JSON.
+    ///
+    /// # Errors
+    /// [`Error::State`] after the end; as the runtime says.
+    pub(crate) async fn update(&self, resources: &[u8], deadline: Option<Instant>) -> Result<()> {
+        let _turn = turn(&self.adjusting, self.id.as_str(), deadline).await?;
+        if self.init.is_dead() {
+            return Err(self.ended("update"));
+        }
+        let file = bundle::Scratch::write(self.bundle.dir().join("resources.json"), resources)?;
+        self.runtime.update(&self.call(deadline), file.path()).await
+    }
+
+    /// Every process of the container, with the id of each exec process that berth started.
+    ///
+    /// # Errors
+    /// [`Error::Finished`] once nothing lives; never an empty list, which containerd would take
+    /// for a leaked shim at its restart.
+    pub(crate) fn pids(&self) -> Result<Vec<(Pid, Option<ExecId>)>> {
+        let known = self.known_pids();
+        let mut pids: Vec<Pid> = match &self.cgroup {
+            Some(cgroup) => cgroup.pids()?.unwrap_or_default(),
+            None => known.keys().copied().collect(),
+        };
+        if pids.is_empty() && self.init.is_alive() {
+            // The init process has left its cgroup, or it is just being reaped.
+            pids = known.keys().copied().collect();
+        }
+        if pids.is_empty() {
+            return Err(Error::Finished { id: self.id.to_string() });
+        }
+        Ok(pids.into_iter().map(|pid| (pid, known.get(&pid).cloned().flatten())).collect())
+    }
+
+    fn known_pids(&self) -> BTreeMap<Pid, Option<ExecId>> {
+        let execs = self.execs.borrow();
+        let processes = execs.values().chain([&self.init]).filter(|process| process.is_alive());
+        processes.filter_map(|process| Some((process.pid()?, process.exec_id.clone()))).collect()
+    }
+
+    /// The container's own cgroup.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it has none of its own.
+    pub(crate) fn cgroup(&self) -> Result<&Cgroup> {
+        let missing = || Error::NotFound { what: "cgroup of container", id: self.id.to_string() };
+        self.cgroup.as_ref().ok_or_else(missing)
+    }
+
+    /// Removes a container whose init process has ended, or was never started.
+    ///
+    /// Order: output to its readers (10 s at most), the runtime's state and cgroup, rootfs,
+    /// `/tasks/delete`, the container's entry.
+    ///
+    /// # Errors
+    /// [`Error::State`] while it runs. If output did not reach its reader in time,
+    /// [`Error::Deadline`] that names the holder; as the runtime says. The container is then still
+    /// there, since containerd asks for the State before it deletes, and would forget to remove the
+    /// bundle and the shim of one that is gone. The next Delete waits for no output.
+    pub(crate) async fn delete(&self, deadline: Option<Instant>) -> Result<(Pid, Exit)> {
+        if self.init.state() == State::Created {
+            self.end_unstarted(deadline).await?;
+        }
+        let _turn = self.init.take_turn(deadline).await?;
+        let pid = self.init_pid()?;
+        let Some(exit) = self.init.state().exit() else {
+            let state = self.init.state().name();
+            return Err(Error::State { id: self.id.to_string(), change: "delete", state });
+        };
+        if !self.is_known() {
+            return Err(Error::NotFound { what: "container", id: self.id.to_string() });
+        }
+        self.init.finish_io(drain_until(deadline)).await?;
+        match self.runtime.delete(&self.call(deadline), false).await {
+            Err(Error::Runtime { message, .. }) if failure::is_deleted(&message) => {}
+            result => result?,
+        }
+        let rootfs = self.rootfs.take();
+        if let Some(rootfs) = rootfs {
+            rootfs.unmount().await?;
+        }
+        self.execs.take(); // those that were never started, and their waiters
+        self.bundle.remove_state(); // a later `delete` has nothing to do
+        self.shared.events.queue(Event::Deleted { id: self.id.clone(), pid, exit });
+        self.shared.map.borrow_mut().remove(&self.id);
+        Ok((pid, exit))
+    }
+
+    /// Whether the id still means this container: after its end it may be another's.
+    fn is_known(&self) -> bool {
+        let map = self.shared.map.borrow();
+        matches!(map.get(&self.id), Some(Slot::Ready(known)) if std::ptr::eq(&raw const **known, self))
+    }
+
+    /// Kills an init process that waits for Start, and waits for its end. One that is just being
+    /// started runs by the time that its turn is over, and lives on.
+    async fn end_unstarted(&self, deadline: Option<Instant>) -> Result<()> {
+        let turn = self.init.take_turn(deadline).await?;
+        if self.init.state() != State::Created {
+            return Ok(());
+        }
+        let ended = self.init.wait();
+        match self.init.signal(9) {
+            Ok(()) | Err(Error::Finished { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        drop(turn); // its end takes the next one
+        let late = Error::Deadline {
+            what: format!("the killed init process of {:?}", self.id.as_str()),
+            limit: KILL_GRACE,
+        };
+        tokio::time::timeout(KILL_GRACE, ended).await.map(drop).map_err(|_| late)
+    }
+}
+
+/// Until when Delete waits for output: 10 s, or less if the caller's time is shorter. A third of
+/// that is left for the steps that follow.
+pub(super) fn drain_until(deadline: Option<Instant>) -> Instant {
+    let now = Instant::now();
+    let caller = deadline.map(|deadline| deadline.saturating_duration_since(now) / 3 * 2);
+    now + caller.map_or(DRAIN, |caller| caller.min(DRAIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delete_waits_for_output_no_longer_than_its_caller_can_spare() {
+        let cases = [
+            ("no deadline", None, DRAIN),
+            ("short", Some(Duration::from_secs(3)), Duration::from_secs(2)),
+            ("CRI's", Some(Duration::from_secs(10)), Duration::from_secs(10) / 3 * 2),
+            ("long", Some(Duration::from_secs(120)), DRAIN),
+            ("over", Some(Duration::ZERO), Duration::ZERO),
+        ];
+        let slack = Duration::from_millis(100);
+        for (name, left, expected) in cases {
+            let now = Instant::now();
+            let wait = drain_until(left.map(|left| now + left)).saturating_duration_since(now);
+            assert!(wait <= expected + slack && wait + slack >= expected, "{name}: {wait:?}");
+        }
+    }
+}
