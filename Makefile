@@ -25,7 +25,7 @@ build: ## the static program
 	@echo "built $(BUILT)"
 
 check: ## format, lints, licences
-	@packaging/setup.sh build
+	@packaging/setup.sh check
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --test containerd -- -D warnings

@@ -2,6 +2,7 @@
 # Installs what a Debian or Ubuntu machine lacks: packages, and a Rust toolchain where there is none
 # or one older than Cargo.toml asks for. Does nothing where everything is there.
 #   setup.sh build   to build berth
+#   setup.sh check   to look at its format and lints too
 #   setup.sh demo    to run `make demo` too
 #   setup.sh test    to run the tests too, with the containerds that they need
 set -eu
@@ -14,7 +15,8 @@ fail() { say "$*" >&2; exit 1; }
 # program:package; what is on PATH from elsewhere is left alone.
 build='cc:gcc make:make'
 demo='containerd:containerd ctr:containerd runc:runc busybox:busybox-static ps:procps'
-test='crun:crun tar:tar mkfs.erofs:erofs-utils mkfs.ext4:e2fsprogs fuse-overlayfs:fuse-overlayfs'
+test='crun:crun tar:tar mkfs.erofs:erofs-utils mkfs.ext4:e2fsprogs fuse-overlayfs:fuse-overlayfs
+    fusermount3:fuse3 strace:strace setpriv:util-linux'
 
 # Prints the packages of those programs that are missing.
 missing() {
@@ -68,11 +70,21 @@ install_rust() {
     rust_is_there || fail "Rust $wanted or newer is needed; found: ${found:-none}"
 }
 
+# The two parts of the toolchain that only `make check` needs.
+install_lints() {
+    if command -v rustup >/dev/null && rustup show active-toolchain >/dev/null 2>&1; then
+        say 'adding rustfmt and clippy to the toolchain'
+        quietly rustup component add rustfmt clippy
+    else
+        install rustfmt rust-clippy
+    fi
+}
+
 case ${1:-} in
-    build) programs=$build ;;
+    build | check) programs=$build ;;
     demo) programs="$build $demo" ;;
     test) programs="$build $demo $test" ;;
-    *) sed -n '2,6s/^# *//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,7s/^# *//p' "$0" >&2; exit 2 ;;
 esac
 # shellcheck disable=SC2086 # a word for each program
 packages=$(missing $programs | sort -u)
@@ -80,5 +92,7 @@ packages=$(missing $programs | sort -u)
 [ -z "$packages" ] || install $packages
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 rust_is_there || install_rust
+[ "$1" != check ] || { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1 ||
+    install_lints
 [ "$1" != test ] || packaging/fetch-containerd.sh
 say "ready: Rust $found"

@@ -77,6 +77,12 @@ id!(
     "namespace"
 );
 
+/// Lower-case hexadecimal, as names that are hashes have it.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
 /// A process id as this shim's PID namespace sees it; always positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Pid(i32);

@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 use ttrpc::Code;
 
 use crate::error::{Error, Result};
+use crate::ids::hex;
 use crate::rpc::blocking::Client;
 use crate::sys;
 
@@ -50,7 +51,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// [`Error::Invalid`] if `dir` is so long that no socket can be bound there.
 pub(crate) fn path(dir: &Path, grpc: &str, namespace: &str, group: &str) -> Result<PathBuf> {
     let name = Sha256::digest(join(&[grpc, namespace, group]));
-    let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = hex(&name);
     let path = dir.join(name);
     let length = path.as_os_str().len();
     if length > MAX_PATH {

@@ -12,6 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, Result};
+use crate::ids::hex;
 use crate::sys;
 
 /// A listening socket for one runtime command; its file disappears with it.
@@ -127,7 +128,7 @@ fn ours(directory: &Path) -> bool {
 /// `delete` after it, as both inherit containerd's environment.
 fn directories(bundle: &Path) -> Vec<PathBuf> {
     let hash = Sha256::digest(bundle.as_os_str().as_encoded_bytes());
-    let hash: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(&hash[..8]);
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     // Another user's directory, left in the environment by sudo, is not private to us.
     let runtime = runtime.filter(|directory| directory.is_absolute() && ours(directory));
