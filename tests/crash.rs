@@ -174,7 +174,7 @@ fn a_system_call_that_fails_during_create_leaves_nothing() {
         let mut strace = inject(shim.pid(), call, nth);
         let name = format!("{call} fails, call {nth}: {:?}", shim.create(&request));
         let created = shim.state("c", "").is_ok();
-        kill(Pid::from_raw(strace.id().cast_signed()), Signal::SIGINT).unwrap();
+        kill(Pid::from_raw(i32::try_from(strace.id()).unwrap()), Signal::SIGINT).unwrap();
         strace.wait().unwrap();
         if created {
             shim.remove("c");

@@ -237,13 +237,13 @@ fn the_daemon_inherits_the_socket_and_what_it_was_told() {
     assert!(!opened.into_iter().any(|path| path == Path::new("/dev/zero")));
     // The four that the daemon reads from a descriptor, and none that `start` inherited.
     let blocked = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1];
-    let blocked = blocked.iter().fold(0_u64, |set, signal| set | 1 << (signal - 1));
+    let blocked = blocked.iter().fold(0_u64, |set, signal| set | (1 << (signal - 1)));
     eventually("the daemon to take its signals", || {
         (status(pid, "SigBlk") == format!("{blocked:016x}")).then_some(())
     });
     let ignored = u64::from_str_radix(&status(pid, "SigIgn"), 16).unwrap();
     // Rust's own runtime ignores SIGPIPE; libc keeps 32 and 33 for itself, whoever ignored them.
-    let theirs = 1 << (libc::SIGPIPE - 1) | 3 << 31;
+    let theirs = (1 << (libc::SIGPIPE - 1)) | (3 << 31);
     assert_eq!(ignored & !theirs, 0, "{ignored:x}");
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let numbers: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();

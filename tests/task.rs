@@ -41,7 +41,7 @@ fn every_call_serves_a_containers_whole_life() {
         assert!(stats.type_url.starts_with("io.containerd.cgroups.v"), "{stats:?}");
         assert!(!stats.value.is_empty());
         let about = task.ask("c").unwrap();
-        assert_eq!((about.shim_pid.cast_signed(), about.task_pid), (shim.pid(), pid));
+        assert_eq!((i32::try_from(about.shim_pid).unwrap(), about.task_pid), (shim.pid(), pid));
 
         task.kill("c", "e", libc::SIGKILL).unwrap();
         assert_eq!(task.wait("c", "e").unwrap().exit_status, 137);
@@ -236,7 +236,7 @@ fn a_container_that_dies_before_its_start_loses_nothing() {
     let cases: [(&str, Killer); 2] = [
         ("by Kill", |shim, _| shim.kill("c", "", 9).unwrap()),
         ("from outside", |_, pid| {
-            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
         }),
     ];

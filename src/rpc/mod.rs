@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_header_over_the_limit_is_refused_and_still_read() {
-        let large = MessageHeader { length: 4 << 20 | 1, stream_id: 3, type_: 1, flags: 0 };
+        let large = MessageHeader { length: (4 << 20) | 1, stream_id: 3, type_: 1, flags: 0 };
         let bytes = Vec::from(large).try_into().unwrap();
         let (header, length) = header(bytes);
         assert_eq!(header, large);
