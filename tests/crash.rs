@@ -204,6 +204,8 @@ fn an_exec_that_fails_to_start_leaves_nothing() {
     let host = Host::scripted();
     let shim = host.start("c", Spec::idle());
     shim.run("c");
+    let sleeps = || host.processes().iter().any(|process| process.line.starts_with("sleep"));
+    eventually("the container to idle", || sleeps().then_some(()));
     let before = Holdings::of(&host, &shim);
     for mood in ["fail on purpose", "die", "garbage", "nopid"] {
         if mood != "fail on purpose" && skipped(mood) {
