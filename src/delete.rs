@@ -204,14 +204,14 @@ impl Leftover {
 
     /// Kills what is left of runtime commands that died with the daemon: a wrapper's children.
     ///
-    /// They have the bundle as working directory, as every runtime command has, and belong to a
-    /// process group whose leader, the command, is gone. A shell that an administrator has in the
-    /// bundle has a leader.
+    /// They have the bundle as working directory, as every runtime command has, and are in a
+    /// session whose leader, the daemon, is gone. A shell that an administrator has in the bundle
+    /// has a leader.
     fn kill_orphaned_commands(&self) {
         for pid in child::all() {
             let orphaned = |pid: Pid| {
                 child::working_directory(pid).as_deref() == Some(self.bundle.dir())
-                    && child::group_leader(pid).is_some_and(|leader| !child::runs(leader))
+                    && child::session_leader(pid).is_some_and(|leader| !child::runs(leader))
             };
             if !orphaned(pid) {
                 continue;

@@ -92,7 +92,7 @@ fn shutdown_delivers_every_event_first() {
 
 #[test]
 fn an_oom_kill_is_told_before_the_exit_it_explains() {
-    let limit = serde_json::json!({"limit": 8 << 20, "swap": 8 << 20});
+    let limit = serde_json::json!({"limit": 32 << 20, "swap": 32 << 20});
     let hog = Spec::sh("x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done");
     let host = Host::new();
     let shim = host.start("c", hog.set("/linux/resources/memory", limit));
@@ -114,7 +114,7 @@ fn an_oom_kill_of_any_process_is_told_once() {
         return;
     }
     const HOG: &str = "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done";
-    let limit = serde_json::json!({"limit": 8 << 20, "swap": 8 << 20});
+    let limit = serde_json::json!({"limit": 32 << 20, "swap": 32 << 20});
     let host = Host::new();
     let shim = host.start("c", Spec::idle().set("/linux/resources/memory", limit));
     shim.run("c");

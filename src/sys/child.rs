@@ -117,11 +117,14 @@ pub(crate) fn is_ours(pidfd: BorrowedFd<'_>) -> bool {
     waitid(Id::PIDFd(pidfd), flags) != Err(Errno::ECHILD)
 }
 
-/// Whether a process runs: it is there, and no zombie that waits for its parent.
+/// Whether a process runs: it is there, not exiting, and no zombie that waits for its parent.
+/// Fields 3 and 9 of proc_pid_stat(5).
 pub(crate) fn runs(pid: Pid) -> bool {
+    const PF_EXITING: u64 = 4;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
+    let flags = rest.split(' ').nth(6).and_then(|flags| flags.parse().ok()).unwrap_or(0_u64);
+    !rest.starts_with(['Z', 'X']) && flags & PF_EXITING == 0
 }
 
 /// When a process was started, in clock ticks since boot: with its pid it names one process for
@@ -144,10 +147,10 @@ pub(crate) fn working_directory(pid: Pid) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/cwd")).ok()
 }
 
-/// The process after which a process's group is named; it may have ended.
-pub(crate) fn group_leader(pid: Pid) -> Option<Pid> {
-    let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid.get()))).ok()?;
-    Pid::new(group.as_raw())
+/// The process after which a process's session is named; it may have ended.
+pub(crate) fn session_leader(pid: Pid) -> Option<Pid> {
+    let session = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid.get()))).ok()?;
+    Pid::new(session.as_raw())
 }
 
 /// Every process below `pid`, children of all its threads and theirs; best effort, it races with
