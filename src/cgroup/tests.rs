@@ -245,8 +245,9 @@ fn a_cgroup_with_the_shim_in_it_is_not_killed() {
     assert_eq!(fs::read_to_string(dir.path().join("cgroup.kill")).unwrap(), "");
 }
 
-/// What the kernel kills a child of, after which its shell lives on.
-const HOG: &str = "head -c 64M /dev/zero | tail >/dev/null";
+/// What the kernel kills a child of, the one that offers itself, after which its shell lives on.
+const HOG: &str = "head -c 64M /dev/zero |
+    sh -c 'echo 1000 >/proc/self/oom_score_adj; exec tail >/dev/null'";
 
 impl Playground {
     /// Where memory is counted, if it is.
