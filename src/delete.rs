@@ -109,7 +109,7 @@ fn remove(leftovers: Vec<Leftover>) {
     }
     let until = Instant::now() + PROCESSES;
     for leftover in &leftovers {
-        leftover.kill_orphaned_commands();
+        leftover.kill_orphaned_commands(until);
         leftover.kill(until);
         leftover.remove_rest();
     }
@@ -207,18 +207,23 @@ impl Leftover {
     /// They have the bundle as working directory, as every runtime command has, and are in a
     /// session whose leader, the daemon, is gone. A shell that an administrator has in the bundle
     /// has a leader.
-    fn kill_orphaned_commands(&self) {
-        for pid in child::all() {
-            let orphaned = |pid: Pid| {
-                child::working_directory(pid).as_deref() == Some(self.bundle.dir())
-                    && child::session_leader(pid).is_some_and(|leader| !child::runs(leader))
-            };
-            if !orphaned(pid) {
-                continue;
-            }
-            if let Some(process) = pidfd_open(pid).ok().filter(|_| orphaned(pid)) {
+    fn kill_orphaned_commands(&self, until: Instant) {
+        let orphaned = |pid: &Pid| {
+            child::working_directory(*pid).as_deref() == Some(self.bundle.dir())
+                && child::session_leader(*pid).is_some_and(|leader| !child::runs(leader))
+        };
+        loop {
+            // Bound first, then looked at once more: a pid that was reused meanwhile is not hit.
+            let bound =
+                child::all().filter(orphaned).filter_map(|pid| Some((pid, pidfd_open(pid).ok()?)));
+            let found: Vec<(Pid, OwnedFd)> = bound.filter(|(pid, _)| orphaned(pid)).collect();
+            for (pid, process) in &found {
                 log::info!("killing process {pid}, left of a runtime command");
                 let _ = pidfd_send_signal(process.as_fd(), libc::SIGKILL); // it may have ended
+            }
+            // One that forked before it was killed has left another one.
+            if found.is_empty() || !found.iter().all(|(_, process)| ended(process, until)) {
+                return;
             }
         }
     }
