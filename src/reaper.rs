@@ -89,13 +89,9 @@ impl Reaper {
             let _ = owner.send(exit); // an owner that went away needs no exit
             return;
         }
-        self.0.watches.borrow_mut().retain(|watch| match watch.upgrade() {
-            Some(early) => {
-                early.borrow_mut().push((pid, exit));
-                true
-            }
-            None => false,
-        });
+        for early in self.0.watches.borrow().iter().filter_map(Weak::upgrade) {
+            early.borrow_mut().push((pid, exit));
+        }
     }
 
     /// Starts a runtime command or helper; see [`child::spawn`] for what it gets and inherits.
@@ -162,9 +158,29 @@ impl Watch {
     }
 }
 
+impl Drop for Watch {
+    /// Without this a daemon whose processes are all claimed would keep a record of each.
+    fn drop(&mut self) {
+        let ours = Rc::as_ptr(&self.early);
+        self.reaper.0.watches.borrow_mut().retain(|watch| watch.as_ptr() != ours);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_watch_leaves_nothing_behind() {
+        let reaper = Reaper::default();
+        let first = reaper.watch();
+        drop(reaper.watch());
+        assert_eq!(reaper.0.watches.borrow().len(), 1);
+        let pid = Pid::new(i32::MAX).unwrap();
+        reaper.deliver(pid, Exit::killed());
+        assert!(first.claim(pid).is_ok(), "the other one is still told");
+        assert_eq!(reaper.0.watches.borrow().len(), 0);
+    }
 
     #[test]
     fn a_process_has_one_owner() {
