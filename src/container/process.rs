@@ -128,6 +128,9 @@ impl Process {
     pub(crate) fn mark_dead(&self) {
         self.dead.set(true);
         self.pidfd.take();
+        if let Some(io) = &*self.io.borrow() {
+            io.process_ended();
+        }
     }
 
     /// Whether the process was reaped.

@@ -56,6 +56,8 @@ pub(crate) struct ProcessIo {
     /// An output has moved to its end.
     moved: Rc<Notify>,
     close_stdin: Rc<Notify>,
+    /// The process has ended: a terminal that is closed then stays so.
+    ended: Rc<Notify>,
     /// The terminal's master, as long as its output lives.
     console: Weak<OwnedFd>,
 }
@@ -123,14 +125,16 @@ impl ProcessIo {
             outputs: outputs.iter().map(|output| Rc::clone(&output.output)).collect(),
             moved,
             close_stdin,
+            ended: Rc::new(Notify::new()),
             console,
         };
+        let terminal = io.console.strong_count() > 0;
         for output in outputs {
-            io.tasks.push(Task::spawn(output.run(Rc::clone(&io.moved))));
+            let reopens = terminal.then(|| Rc::clone(&io.ended));
+            io.tasks.push(Task::spawn(output.run(Rc::clone(&io.moved), reopens)));
         }
         if let Some(input) = input {
             // A terminal has one output, and input is of no use after that.
-            let terminal = io.console.strong_count() > 0;
             let (close, moved) = (Rc::clone(&io.close_stdin), Rc::clone(&io.moved));
             let outputs = io.outputs.clone();
             io.tasks.push(Task::spawn(async move {
@@ -143,12 +147,19 @@ impl ProcessIo {
         io
     }
 
+    /// The process has ended. Until then a terminal that it has closed may be opened again; from
+    /// now on its output is at its end as soon as nobody has it open.
+    pub(crate) fn process_ended(&self) {
+        self.ended.notify_one();
+    }
+
     /// Waits until every byte that was written to the outputs is in their FIFOs, where a reader
     /// gets it whatever berth does: all writers are gone.
     ///
     /// # Errors
     /// At the deadline, why not; the search for the writers takes up to 100 ms more.
     pub(crate) async fn drained(&self, deadline: Instant) -> Result<(), Undrained> {
+        self.process_ended(); // or it never ran
         if timeout_at(deadline, all_moved(&self.outputs, &self.moved)).await.is_ok() {
             return Ok(());
         }
@@ -297,9 +308,9 @@ impl OutputRelay {
         Ok(Self { relay, fifo: opened.fifo, output: Rc::new(output) })
     }
 
-    async fn run(mut self, moved: Rc<Notify>) {
+    async fn run(mut self, moved: Rc<Notify>, reopens: Option<Rc<Notify>>) {
         let stream = self.output.stream.name();
-        if let Err(error) = self.relay.run().await {
+        if let Err(error) = self.relay_all(reopens).await {
             log::warn!("cannot relay {stream}: {error}");
         }
         let Relay { source, sink, .. } = self.relay;
@@ -310,6 +321,24 @@ impl OutputRelay {
             if let Err(error) = fifo::leave(sink).await {
                 log::warn!("cannot wait for a reader of {stream}: {error}");
             }
+        }
+    }
+}
+
+impl OutputRelay {
+    /// Relays until the source is at its end: a pipe's is final, a terminal's when `reopens` says
+    /// that its process has ended. Closing the master earlier would send SIGHUP to a process that
+    /// has only let go of its terminal for a while, as inits and daemons do.
+    async fn relay_all(&mut self, reopens: Option<Rc<Notify>>) -> io::Result<()> {
+        self.relay.run().await?;
+        let Some(ended) = reopens else { return Ok(()) };
+        loop {
+            tokio::select! {
+                biased;
+                () = ended.notified() => return self.relay.run().await,
+                opened = self.relay.source.reopened() => opened?,
+            }
+            self.relay.run().await?;
         }
     }
 }

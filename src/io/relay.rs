@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{SpliceFFlags, splice};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::{read, write};
 use tokio::io::Interest;
 
@@ -103,6 +104,28 @@ impl End {
             blocked()
         });
         if stuck { self.register() } else { Ok(()) }
+    }
+
+    /// Resolves when a terminal that every process has closed is open again and something was
+    /// written, at once if it is by now.
+    ///
+    /// The event loop and poll(2) see nothing but the hang-up, over and over; an edge-triggered
+    /// epoll(7) of its own tells of each change, and of nothing in between.
+    pub(super) async fn reopened(&self) -> io::Result<()> {
+        let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        edges.add(&self.fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
+        let told = Ready::register(Rc::new(edges.0.try_clone()?), Interest::READABLE)?;
+        loop {
+            let mut ready = told.readable().await?;
+            edges.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?; // takes the edge
+            ready.clear_ready();
+            let mut end = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+            poll_now(&mut end)?;
+            let now = end[0].revents().unwrap_or(PollFlags::empty());
+            if now.contains(PollFlags::POLLIN) || !now.contains(PollFlags::POLLHUP) {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -241,7 +264,7 @@ impl Relay {
         let mut buffer = [0; BUFFER];
         let bytes = match read(&self.source, &mut buffer) {
             Ok(count) => &buffer[..count],
-            // The last process closed the terminal; all it wrote was read before.
+            // No process has the terminal open; all that was written was read before.
             Err(Errno::EIO) => &[],
             Err(errno) => return Err(errno),
         };

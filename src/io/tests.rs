@@ -559,6 +559,7 @@ fn terminals_resize_and_end() {
         io.resize(123, 45).unwrap();
         let reader = fifos.reader("stdout");
         std::fs::write(fifos.path("stdin"), "\n").unwrap();
+        io.process_ended();
         let text = String::from_utf8(joined(reader).await).unwrap();
         assert!(text.ends_with("45 123\r\n"), "{text:?}");
         io.resize(1, 1).unwrap();
@@ -593,6 +594,35 @@ fn a_terminal_that_was_closed_and_opened_again_goes_on() {
         drop(slave);
         io.drained(in_ms(5000)).await.unwrap();
         assert_eq!(joined(fifos.reader("stdout")).await, b"still here");
+    });
+}
+
+#[test]
+fn a_terminal_may_stay_closed_for_a_while() {
+    run(async {
+        let fifos = Fifos::new();
+        let (master, slave) = pty();
+        let path = nix::unistd::ttyname(&slave).unwrap();
+        let io =
+            ProcessIo::terminal(master, &fifos.spec(&["stdin", "stdout", "terminal"])).unwrap();
+        let mut stdin = OpenOptions::new().write(true).open(fifos.path("stdin")).unwrap();
+        drop(slave);
+        for round in ["one ", "two ", "three"] {
+            sleep(Duration::from_millis(20)).await;
+            drop(OpenOptions::new().write(true).open(&path).unwrap()); // opened for nothing
+            stdin.write_all(b"typed\n").unwrap();
+            assert_idle("while a terminal is closed").await;
+            let mut slave = OpenOptions::new().write(true).open(&path).unwrap();
+            slave.write_all(round.as_bytes()).unwrap();
+            drop(slave);
+        }
+        sleep(Duration::from_millis(20)).await;
+        io.process_ended();
+        assert_eq!(
+            joined(fifos.reader("stdout")).await,
+            b"typed\r\none typed\r\ntwo typed\r\nthree"
+        );
+        io.drained(in_ms(5000)).await.unwrap();
     });
 }
 
