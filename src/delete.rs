@@ -25,10 +25,10 @@ use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Pid};
 use crate::rootfs;
 use crate::runtime::args;
-use crate::socket;
 use crate::sys::child::{self, kill_group, reap, spawn, start_time};
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 use crate::wire;
+use crate::{socket, start};
 
 /// How long all runtime commands together may take; containerd gives `delete` 5 s.
 const RUNTIME: Duration = Duration::from_millis(1500);
@@ -61,6 +61,9 @@ pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>> {
     if let Some(bundle) = dir.to_str().and_then(|dir| Bundle::open(dir).ok()) {
         let own = Leftover { id, state: bundle.state(), bundle };
         pid = own.init_pid();
+        if own.state.is_none() {
+            remove_unused_socket(&own, flags);
+        }
         remove(group(own));
     }
     let mut response = DeleteResponse::new();
@@ -81,6 +84,17 @@ fn group(own: Leftover) -> Vec<Leftover> {
     }
     all.push(own);
     all
+}
+
+/// Removes the socket of a daemon that died before it had anything to save, where `start` puts it
+/// unless containerd says otherwise. One that answers is a living daemon's.
+fn remove_unused_socket(own: &Leftover, flags: &Flags) {
+    let Ok(group) = start::group(&own.bundle.dir().join("config.json")) else { return };
+    let group = group.as_deref().unwrap_or(own.id.as_str());
+    let dir = Path::new(socket::DIR);
+    if let Ok(socket) = socket::path(dir, &flags.address, &flags.namespace, group) {
+        socket::remove_dead(&socket);
+    }
 }
 
 /// The other bundles of the namespace that say they are of this group.
