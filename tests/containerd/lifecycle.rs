@@ -14,6 +14,7 @@ pub(crate) const CASES: &[Case] = &[
     shared("kill-exec", kill_exec),
     shared("pause", pause),
     shared("metrics", metrics),
+    shared("out-of-memory", out_of_memory),
     shared("pids", pids),
     shared("event-order", event_order),
     shared("host-pid-namespace", host_pid_namespace),
@@ -110,6 +111,16 @@ fn metrics(bed: &Bed<'_>) {
         Some(67_108_864),
         "{table:?}"
     );
+    bed.remove(&id);
+}
+
+/// The kernel's choice of a victim is an event.
+fn out_of_memory(bed: &Bed<'_>) {
+    let id = bed.name("a");
+    let greedy = ["sh", "-c", "x=$(head -c 100000000 /dev/zero | tail -c 100000000)"];
+    bed.start(&["--memory-limit", "16777216"], &id, &["sh", "-c", "sleep 1000"]);
+    assert_ne!(bed.exec(&id, "e1", &greedy).status, 0);
+    bed.await_event(&id, "oom");
     bed.remove(&id);
 }
 
