@@ -22,6 +22,7 @@ demo: ## run a container with berth and look at it, step by step; as root; insta
 build: ## the static program
 	@packaging/setup.sh build
 	cargo build --locked --release
+	@! grep -q /ld-linux $(BUILT) || { echo "$(BUILT) is not static" >&2; exit 1; }
 	@echo "built $(BUILT)"
 
 check: ## format, lints, licences
