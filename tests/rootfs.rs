@@ -1,6 +1,7 @@
 //! Mounts of the root filesystem: what snapshotters hand out works, and nothing stays mounted.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,7 +13,7 @@ use crate::support::{Code, Host, Spec, bind, eventually, image, skipped, stock};
 /// A snapshotter: given a directory of its own, the mounts of a writable or read-only busybox.
 type Snapshot = fn(&Path) -> Vec<Mount>;
 
-const SNAPSHOTS: [(&str, Snapshot); 8] = [
+const SNAPSHOTS: [(&str, Snapshot); 13] = [
     ("none", |_| Vec::new()),
     ("read-only bind", |_| vec![bind(image_path(), &["rbind", "ro"])]),
     ("overlay", |dir| vec![overlay(dir, &[image().into()])]),
@@ -41,11 +42,57 @@ const SNAPSHOTS: [(&str, Snapshot); 8] = [
         make(Command::new("mkfs.erofs").arg("--quiet").arg(&disk).arg(image()));
         vec![mount("erofs", disk.to_str().unwrap(), &["loop", "ro"])]
     }),
+    ("loop with direct I/O", |dir| {
+        let disk = dir.join("disk");
+        make(
+            Command::new("mke2fs")
+                .args(["-q", "-t", "ext4", "-b", "4096", "-d"])
+                .arg(image())
+                .arg(&disk)
+                .arg("16M"),
+        );
+        vec![mount("ext4", disk.to_str().unwrap(), &["loop", "direct-io", "rw"])]
+    }),
+    ("erofs without a loop device", |dir| {
+        let disk = dir.join("disk");
+        make(Command::new("mkfs.erofs").arg("--quiet").arg(&disk).arg(image()));
+        vec![mount("erofs", disk.to_str().unwrap(), &["ro"])]
+    }),
+    ("bind over tmpfs", |_| {
+        vec![mount("tmpfs", "tmpfs", &["size=1m"]), bind(image_path(), &["rbind", "ro"])]
+    }),
+    ("bind with other owners", |_| {
+        let maps = ["uidmap=0:100000:65536", "gidmap=0:100000:65536"];
+        vec![bind(image_path(), &["rbind", "ro", maps[0], maps[1]])]
+    }),
+    (FUSE, |dir| {
+        let mut mount = overlay(dir, &[image().into()]);
+        mount.type_ = "fuse3.fuse-overlayfs".into();
+        vec![mount]
+    }),
     ("with options for others", |_| {
         let options = ["rbind", "ro", "X-containerd.custom=1"];
         vec![bind(image_path(), if stock() { &options[..2] } else { &options })]
     }),
 ];
+
+/// The one of the snapshots that has a process of its own.
+const FUSE: &str = "FUSE through its helper";
+
+/// What today's stock shim can, too, but those of the packaged versions cannot.
+const NOT_STOCK: [&str; 3] =
+    ["loop with direct I/O", "erofs without a loop device", "bind with other owners"];
+
+/// The snapshots that the shim under test can mount, numbered.
+fn snapshots() -> impl Iterator<Item = (usize, (&'static str, Snapshot))> {
+    let able = |(name, _): &(&str, Snapshot)| !NOT_STOCK.contains(name) || !skipped(name);
+    SNAPSHOTS.into_iter().filter(able).enumerate()
+}
+
+/// Whether a FUSE file system of this host is being served.
+fn is_served(host: &Host) -> bool {
+    host.processes().iter().any(|process| process.line.contains("fuse-overlayfs"))
+}
 
 fn image_path() -> &'static str {
     image().to_str().unwrap()
@@ -79,6 +126,22 @@ fn loops(dir: &Path) -> Vec<PathBuf> {
     files.map(|file| PathBuf::from(file.trim())).filter(|file| file.starts_with(dir)).collect()
 }
 
+/// Whether a loop device whose file is below `dir` bypasses the page cache.
+fn uses_direct_io(dir: &Path) -> bool {
+    let blocks = fs::read_dir("/sys/block").unwrap().flatten();
+    let text = |device: &Path, name| fs::read_to_string(device.join(name)).unwrap_or_default();
+    let direct = |device: &Path| {
+        let ours = Path::new(text(device, "loop/backing_file").trim()).starts_with(dir);
+        ours && text(device, "loop/dio").trim() == "1"
+    };
+    blocks.into_iter().any(|block| direct(&block.path()))
+}
+
+/// Whether the file system of `file` can do that: tmpfs cannot before Linux 6.6.
+fn takes_direct_io(file: &Path) -> bool {
+    fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(file).is_ok()
+}
+
 /// The spec for a container whose snapshot is `name`: without mounts, its root is elsewhere.
 fn spec(name: &str, script: &str) -> Spec {
     let root = if name == "none" { image_path() } else { "rootfs" };
@@ -89,7 +152,7 @@ fn spec(name: &str, script: &str) -> Spec {
 fn a_rootfs_is_mounted_by_create_and_unmounted_by_delete() {
     let host = Host::new();
     let shim = host.start("c", Spec::idle());
-    for (number, (name, snapshot)) in SNAPSHOTS.into_iter().enumerate() {
+    for (number, (name, snapshot)) in snapshots() {
         let dir = host.dir().join(format!("snapshot{number}"));
         fs::create_dir(&dir).unwrap();
         host.prepare("c", spec(name, "exit 3"));
@@ -97,10 +160,17 @@ fn a_rootfs_is_mounted_by_create_and_unmounted_by_delete() {
         request.rootfs = snapshot(&dir);
         shim.create(&request).unwrap_or_else(|refusal| panic!("{name}: {refusal:?}"));
         assert_eq!(host.mounts().len(), request.rootfs.len(), "{name}");
+        let direct = name == "loop with direct I/O" && takes_direct_io(&dir.join("disk"));
+        assert_eq!(uses_direct_io(host.dir()), direct, "{name}");
+        let owner =
+            fs::metadata(host.bundle("c").join("rootfs/bin/busybox")).map(|file| file.uid());
+        let expected = if name == "bind with other owners" { 100_000 } else { 0 };
+        assert!(name == "none" || owner.as_ref().is_ok_and(|uid| *uid == expected), "{owner:?}");
+        assert_eq!(is_served(&host), name == FUSE, "{name}: {:?}", host.processes());
         shim.start("c", "").unwrap();
         assert_eq!(shim.reap("c", ""), 3, "{name}");
         assert!(host.mounts().is_empty(), "{name}: {:?}", host.mounts());
-        eventually(name, || loops(host.dir()).is_empty().then_some(()));
+        eventually(name, || (loops(host.dir()).is_empty() && !is_served(&host)).then_some(()));
     }
     shim.stop();
 }
@@ -110,7 +180,7 @@ fn a_create_that_fails_after_the_mounts_undoes_them() {
     let host = Host::scripted();
     let shim = host.start("c", Spec::idle());
     host.script().set("create", "fail no luck");
-    for (number, (name, snapshot)) in SNAPSHOTS.into_iter().enumerate() {
+    for (number, (name, snapshot)) in snapshots() {
         let dir = host.dir().join(format!("snapshot{number}"));
         fs::create_dir(&dir).unwrap();
         host.prepare("c", spec(name, "exit 3"));
@@ -119,9 +189,31 @@ fn a_create_that_fails_after_the_mounts_undoes_them() {
         let refusal = shim.create(&request).unwrap_err();
         assert!(refusal.message.contains("no luck"), "{name}: {refusal:?}");
         assert!(host.mounts().is_empty(), "{name}: {:?}", host.mounts());
-        eventually(name, || loops(host.dir()).is_empty().then_some(()));
+        eventually(name, || (loops(host.dir()).is_empty() && !is_served(&host)).then_some(()));
     }
     shim.stop();
+}
+
+#[test]
+fn delete_unmounts_after_a_killed_daemon() {
+    for (_, (name, snapshot)) in snapshots() {
+        let host = Host::new();
+        let dir = host.dir().join("snapshot");
+        fs::create_dir(&dir).unwrap();
+        let shim = host.start("c", spec(name, "exec sleep 1000"));
+        let mut request = shim.request("c");
+        request.rootfs = snapshot(&dir);
+        shim.create(&request).unwrap_or_else(|refusal| panic!("{name}: {refusal:?}"));
+        shim.start("c", "").unwrap();
+        shim.crash();
+        host.delete("c");
+        if stock() {
+            host.forgive_sockets();
+        }
+        assert!(host.mounts().is_empty(), "{name}: {:?}", host.mounts());
+        eventually(name, || loops(host.dir()).is_empty().then_some(()));
+        eventually(name, || host.processes().is_empty().then_some(()));
+    }
 }
 
 #[test]
