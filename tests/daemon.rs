@@ -79,6 +79,45 @@ fn sigterm_ends_the_daemon_and_removes_its_socket() {
 }
 
 #[test]
+fn sigterm_under_a_running_container_loses_no_event_and_leaves_it_to_delete() {
+    if skipped("SIGTERM ends the daemon gracefully") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    host.sink.stop(); // so that the events are still to be delivered
+    let pid = shim.run("c");
+    shim.exec_run("c", "e", "exec sleep 1000").unwrap();
+    shim.signal(Signal::SIGTERM);
+    shim.log().wait_for("ending");
+    host.sink.resume();
+    shim.wait_gone();
+    host.sink.expect("c", &["create c", "start c", "exec-added c/e", "exec-started c/e"]);
+    assert!(!std::path::Path::new(shim.address().trim_start_matches("unix://")).exists());
+    // containerd sees the connection close and does this.
+    assert_eq!(host.delete("c").response.pid, pid);
+    assert!(host.processes().is_empty(), "{:?}", host.processes());
+}
+
+#[test]
+fn an_idle_daemon_is_one_thread() {
+    if skipped("one event loop thread") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", shim.pid())).unwrap().count();
+    assert_eq!(threads(), 1, "before the first container");
+    shim.run("c"); // its rootfs was mounted on a thread
+    shim.exec_run("c", "e", "exit 1").unwrap();
+    eventually("one thread with a container", || (threads() == 1).then_some(()));
+    assert_eq!(shim.reap("c", "e"), 1);
+    shim.remove("c");
+    eventually("one thread after a container", || (threads() == 1).then_some(()));
+    shim.stop();
+}
+
+#[test]
 fn sigusr1_writes_what_the_daemon_holds_to_the_log() {
     let host = Host::new();
     let shim = host.start("c", Spec::idle());

@@ -262,9 +262,18 @@ fn the_answer_is_in_the_callers_dialect_and_stderr_is_silent() {
     assert!(!host.dir.path().join("x/.address").exists());
 
     // The old dialect has no socket directory, so this one is shared with the machine.
-    for (name, input) in
-        [("nothing", vec![]), ("options", runc_options("").write_to_bytes().unwrap())]
-    {
+    // As bytes this could as well be bootstrap parameters of another identity: all is UTF-8.
+    let generic = Any {
+        type_url: "runtimeoptions.v1.Options".into(),
+        value: b"\x0a\x03x.Y".into(),
+        ..Any::default()
+    };
+    let cases = [
+        ("nothing", vec![]),
+        ("options", runc_options("").write_to_bytes().unwrap()),
+        ("cri-options", generic.write_to_bytes().unwrap()),
+    ];
+    for (name, input) in cases {
         let id = format!("berth-test-{}-{name}", std::process::id());
         host.bundle(&id, "");
         let output = run(host.command(&id), &input);
