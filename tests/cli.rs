@@ -131,3 +131,26 @@ fn info_tells_the_version_and_what_the_runtime_can_do() {
         assert!(text(&output.stderr).contains(expected), "{name}");
     }
 }
+
+#[test]
+fn info_tells_what_the_installed_runtimes_can_do() {
+    let system = std::env::var("PATH").unwrap();
+    let usable = |name: &str| Command::new(name).arg("features").output().unwrap();
+    for name in ["runc", "crun"] {
+        let options = oci::Options { binary_name: name.into(), ..oci::Options::default() };
+        let options = Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: options.write_to_bytes().unwrap(),
+            ..Any::default()
+        };
+        let output = run(&["-info"], &system, &options.write_to_bytes().unwrap());
+        assert!(output.status.success() && output.stderr.is_empty(), "{name}: {output:?}");
+        let info = RuntimeInfo::parse_from_bytes(&output.stdout).unwrap();
+        // Old versions of crun have no such command.
+        let features = usable(name);
+        let expected = if features.status.success() { features.stdout } else { Vec::new() };
+        assert_eq!(text(&info.features.value), text(&expected), "{name}");
+        let known = text(&expected).contains("ociVersionMin");
+        assert!(known || name == "crun", "{name}: {}", text(&expected));
+    }
+}

@@ -62,6 +62,32 @@ fn delete_cleans_up_after_a_killed_daemon_in_whatever_state_it_left_things() {
 }
 
 #[test]
+fn a_pid_that_is_another_processs_by_now_is_left_alone() {
+    if skipped("a pid is bound to its process") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    let pid = shim.run("c");
+    shim.kill("c", "", 9).unwrap();
+    shim.wait("c", "").unwrap();
+    shim.crash();
+    let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    // Wherever berth or the runtime wrote the pid, the number is the stranger's now.
+    let reused = stranger.id().to_string();
+    for file in host.files("c") {
+        let path = host.bundle("c").join(file);
+        if let Ok(text) = fs::read_to_string(&path) {
+            fs::write(&path, text.replace(&pid.to_string(), &reused)).unwrap();
+        }
+    }
+    assert_eq!(host.delete("c").response.exit_status, 137);
+    assert_eq!(stranger.try_wait().unwrap(), None);
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}
+
+#[test]
 fn one_delete_cleans_the_whole_pod() {
     let host = Host::new();
     let shim = host.start("pod", Spec::idle());

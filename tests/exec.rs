@@ -52,6 +52,55 @@ fn execs_end_before_init_for_every_reader() {
 }
 
 #[test]
+fn kill_of_all_reaches_exec_processes_too() {
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    let mut spec = Spec::idle();
+    shim.run("c");
+    for (round, own) in [true, false].into_iter().enumerate() {
+        let id = format!("c{round}");
+        if !own {
+            spec = without_pid_namespace(spec);
+        }
+        host.prepare(&id, spec.clone());
+        shim.run(&id);
+        shim.exec_run(&id, "e", "exec sleep 1000").unwrap();
+        shim.kill_all(&id, libc::SIGTERM).unwrap();
+        let status = |exec: &str| shim.wait(&id, exec).unwrap().exit_status;
+        assert_eq!((status("e"), status("")), (143, 143), "own PID namespace: {own}");
+        assert_eq!((shim.reap(&id, "e"), shim.reap(&id, "")), (143, 143));
+    }
+    shim.end();
+}
+
+#[test]
+fn without_a_pid_namespace_execs_end_with_init_and_are_announced_before_it() {
+    let host = Host::new();
+    let spec = without_pid_namespace(Spec::sh("read x; exit 4"));
+    let shim = host.start("c", spec);
+    let streams = host.streams("c", [true, true, true]);
+    let mut request = shim.request("c");
+    streams.to_create(&mut request);
+    shim.create(&request).unwrap();
+    shim.start("c", "").unwrap();
+    shim.exec_run("c", "e", "trap '' TERM HUP; while :; do sleep 1; done").unwrap();
+    std::io::Write::write_all(&mut streams.writer(), b"\n").unwrap();
+    assert_eq!(shim.wait("c", "e").unwrap().exit_status, 137);
+    assert_eq!(shim.wait("c", "").unwrap().exit_status, 4);
+    host.sink.wait_for("exit c 4");
+    let exits = host.sink.of("c").into_iter().filter(|line| line.starts_with("exit"));
+    assert_eq!(exits.collect::<Vec<_>>(), ["exit c/e 137", "exit c 4"]);
+    assert_eq!((shim.reap("c", "e"), shim.reap("c", "")), (137, 4));
+    shim.stop();
+}
+
+/// The host's processes see the container's, and none of them ends with its first one by itself.
+fn without_pid_namespace(spec: Spec) -> Spec {
+    let others = ["ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
+    spec.set("/linux/namespaces", json!(others))
+}
+
+#[test]
 fn an_exec_while_init_dies_starts_or_fails_but_never_hangs() {
     let host = Host::new();
     let shim = host.start("c", Spec::idle());
