@@ -9,6 +9,7 @@ mod support;
 
 mod cli;
 mod concurrency;
+mod config;
 mod crash;
 mod daemon;
 mod delete;
