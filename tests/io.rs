@@ -108,6 +108,32 @@ fn a_terminal_takes_its_size_from_resize() {
 }
 
 #[test]
+fn a_terminal_may_lack_a_stream() {
+    const SCRIPT: &str = "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo out && exit 3";
+    let host = Host::new();
+    let spec = || Spec::sh(SCRIPT).terminal();
+    let shim = host.start("c", spec());
+    for bits in 0..4u8 {
+        let set = [bits & 1 != 0, bits & 2 != 0, false];
+        if !set[1] && skipped("a terminal without output") {
+            continue;
+        }
+        host.prepare("c", spec());
+        let streams = host.streams(&format!("init{bits}"), set);
+        let mut request = shim.request("c");
+        streams.to_create(&mut request);
+        request.terminal = true;
+        shim.create(&request).unwrap_or_else(|refusal| panic!("{set:?}: {refusal:?}"));
+        shim.start("c", "").unwrap();
+        assert_eq!(shim.reap("c", ""), 3, "{set:?}");
+        if set[1] {
+            assert_eq!(streams.out().finish(), "out\r\n", "{set:?}");
+        }
+    }
+    shim.stop();
+}
+
+#[test]
 fn all_output_has_reached_the_fifo_when_delete_answers() {
     const BYTES: usize = 20 << 20;
     let host = Host::new();
