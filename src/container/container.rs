@@ -173,21 +173,23 @@ impl Container {
 
     /// Every process of the container, with the id of each exec process that berth started.
     ///
+    /// Once nothing lives it is the init process's pid: containerd takes a task without processes
+    /// for a leaked shim when it comes back, and would drop it before it hears of the exit
+    /// (`cleaning leaked shim process` in its log).
+    ///
     /// # Errors
-    /// [`Error::Finished`] once nothing lives; never an empty list, which containerd would take
-    /// for a leaked shim at its restart.
+    /// [`Error::Io`] if the cgroup cannot be read.
     pub(crate) fn pids(&self) -> Result<Vec<(Pid, Option<ExecId>)>> {
         let known = self.known_pids();
         let mut pids: Vec<Pid> = match &self.cgroup {
             Some(cgroup) => cgroup.pids()?.unwrap_or_default(),
             None => known.keys().copied().collect(),
         };
-        if pids.is_empty() && self.init.is_alive() {
-            // The init process has left its cgroup, or it is just being reaped.
-            pids = known.keys().copied().collect();
-        }
         if pids.is_empty() {
-            return Err(Error::Finished { id: self.id.to_string() });
+            // The init process has left its cgroup, or it has ended.
+            pids = known.keys().copied().chain(self.init.pid()).collect();
+            pids.sort_unstable();
+            pids.dedup();
         }
         Ok(pids.into_iter().map(|pid| (pid, known.get(&pid).cloned().flatten())).collect())
     }
