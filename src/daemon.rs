@@ -51,7 +51,9 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
         .enable_time()
         .build()
         .map_err(Error::sys("make the event loop"))?;
-    LocalSet::new().block_on(&runtime, life(&flags, namespace, listener, path, signals))
+    LocalSet::new().block_on(&runtime, life(&flags, namespace, listener, path, signals))?;
+    // Without dropping what is held: containers that run on after SIGTERM keep their mounts.
+    std::process::exit(0)
 }
 
 async fn life(
