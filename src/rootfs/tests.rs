@@ -319,6 +319,14 @@ fn a_target_is_found_inside_the_rootfs_only() {
     }
 }
 
+/// Whether the kernel is Linux 6.3 or later.
+fn tmpfs_can_be_mapped() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|word| word.trim().parse::<u32>());
+    let mut number = || numbers.next().and_then(Result::ok).unwrap_or_default();
+    (number(), number()) >= (6, 3)
+}
+
 #[test]
 fn files_are_shown_with_the_owners_of_the_map() {
     let bundle = Bundle::new();
@@ -339,7 +347,16 @@ fn files_are_shown_with_the_owners_of_the_map() {
     ];
     for (kind, source, options, file) in cases {
         let options = [options, &maps].concat();
-        let guard = mount_all(&bundle, &[a_mount(kind, source, "", &options)]).unwrap();
+        let guard = match mount_all(&bundle, &[a_mount(kind, source, "", &options)]) {
+            // The bundle may be on a tmpfs, which Linux before 6.3 shows to nobody under a map.
+            Err(Error::Mount { source, .. })
+                if source.raw_os_error() == Some(libc::EINVAL) && !tmpfs_can_be_mapped() =>
+            {
+                bundle.check_clean();
+                continue;
+            }
+            guard => guard.unwrap(),
+        };
         let data = fs::metadata(bundle.rootfs().join(file)).unwrap();
         assert_eq!((data.uid(), data.gid()), (100_000, 200_000), "{kind} {options:?}");
         assert_eq!(bundle.mounted(), [bundle.rootfs()], "{kind}");
