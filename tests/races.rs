@@ -82,6 +82,42 @@ fn a_container_whose_output_is_held_stays_for_a_second_delete() {
 }
 
 #[test]
+fn output_for_a_reader_that_is_gone_for_good_does_not_fail_delete() {
+    if skipped("Delete tells a slow reader from none") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::sh("head -c 300000 /dev/zero"));
+    for reads in [true, false] {
+        let mut request = shim.request("c");
+        request.stdout = mkfifo(&host.dir().join(format!("out-{reads}")));
+        shim.create(&request).unwrap();
+        let reader = OpenOptions::new().read(true).open(&request.stdout).unwrap();
+        shim.start("c", "").unwrap();
+        let waits =
+            |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+        let full =
+            || host.processes().iter().any(|process| waits(process.pid).contains("pipe_write"));
+        eventually("pipe and FIFO to be full", || full().then_some(()));
+        if !reads {
+            drop(reader);
+            shim.kill("c", "", libc::SIGKILL).unwrap();
+            shim.wait("c", "").unwrap();
+            shim.within(Duration::from_secs(3)).delete("c", "").unwrap();
+            continue;
+        }
+        shim.kill("c", "", libc::SIGKILL).unwrap();
+        shim.wait("c", "").unwrap();
+        let refusal = shim.within(Duration::from_secs(3)).delete("c", "").unwrap_err();
+        let reader_is_named = refusal.message.contains(&format!("pid {}", std::process::id()));
+        assert!(reader_is_named && refusal.code == Code::DEADLINE_EXCEEDED, "{refusal:?}");
+        shim.delete("c", "").unwrap();
+    }
+    shim.shutdown("c").unwrap();
+    shim.wait_gone();
+}
+
+#[test]
 fn a_hanging_change_does_not_delay_the_news_of_the_end() {
     if skipped("Wait does not queue behind a runtime command") {
         return;

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::container::state::{Change, State};
 use crate::error::{Error, Result};
 use crate::ids::{ExecId, Pid};
-use crate::io::{ProcessIo, StdioSpec};
+use crate::io::{ProcessIo, StdioSpec, Undrained};
 use crate::reaper::Exit;
 use crate::sys::pidfd::pidfd_send_signal;
 
@@ -192,6 +192,8 @@ impl Process {
 
     /// Waits until all output has reached its reader, then lets go of the streams in any case.
     ///
+    /// If by then nobody has the FIFO open, the rest is for nobody: it is dropped and logged.
+    ///
     /// # Errors
     /// [`Error::Deadline`] that names who still holds the pipe or does not read.
     pub(crate) async fn finish_io(&self, deadline: Instant) -> Result<()> {
@@ -200,10 +202,16 @@ impl Process {
         let drained = io.drained(deadline).await;
         io.close();
         self.io.take();
-        drained.map_err(|undrained| Error::Deadline {
-            what: format!("output of {:?} ({undrained})", self.name),
-            limit: deadline.saturating_duration_since(began),
-        })
+        match drained {
+            Err(Undrained::Unread { stream, readers }) if readers.is_empty() => {
+                log::warn!("nobody has {stream} of {:?} open: the rest of it is lost", self.name);
+                Ok(())
+            }
+            drained => drained.map_err(|undrained| Error::Deadline {
+                what: format!("output of {:?} ({undrained})", self.name),
+                limit: deadline.saturating_duration_since(began),
+            }),
+        }
     }
 }
 

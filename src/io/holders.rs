@@ -1,8 +1,9 @@
 //! Who keeps a stream open after its process has ended: a question for the error message only.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,8 @@ impl fmt::Display for Holder {
 enum Mark {
     /// The text of the link, the same for both ends of the pipe and in all namespaces.
     Pipe(String),
+    /// A FIFO has another path in another mount namespace, but the same name.
+    Fifo { name: OsString, dev: u64, ino: u64 },
     /// Every devpts mount counts from 0 and has its own path in each mount namespace, so only
     /// device and inode decide. The number says where it is worth to look at them.
     Terminal { number: String, dev: u64, ino: u64 },
@@ -44,7 +47,13 @@ impl Mark {
     fn of(source: &OwnedFd) -> io::Result<Self> {
         let stat = fstat(source)?;
         if stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits() {
-            return Ok(Self::Pipe(format!("pipe:[{}]", stat.st_ino)));
+            let link = std::fs::read_link(format!("/proc/self/fd/{}", source.as_raw_fd()))?;
+            return Ok(match link.file_name() {
+                Some(name) if link.is_absolute() => {
+                    Self::Fifo { name: name.to_owned(), dev: stat.st_dev, ino: stat.st_ino }
+                }
+                _ => Self::Pipe(format!("pipe:[{}]", stat.st_ino)),
+            });
         }
         let stat = fstat(sys::tty::peer(source.as_fd())?)?;
         let number = libc::minor(stat.st_rdev);
@@ -55,6 +64,11 @@ impl Mark {
         let Ok(target) = link.read_link() else { return false };
         match self {
             Self::Pipe(text) => target.as_os_str() == text.as_str(),
+            Self::Fifo { name, dev, ino } => {
+                target.file_name() == Some(name)
+                    && std::fs::metadata(link)
+                        .is_ok_and(|found| found.dev() == *dev && found.ino() == *ino)
+            }
             Self::Terminal { number, dev, ino } => {
                 // Nothing else is looked at: a file on a dead network mount would block the loop.
                 target.file_name().is_some_and(|name| name == number.as_str() || name == "console")

@@ -17,7 +17,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::console::{ConsoleSocket, remove_leftovers};
-pub(crate) use self::process::ProcessIo;
+pub(crate) use self::process::{ProcessIo, Undrained};
 
 use crate::error::{Error, Result};
 

@@ -26,12 +26,19 @@ use crate::sys;
 /// Output that did not reach its reader in time.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Undrained {
-    /// The reader is away or too slow; what it did not take is lost.
-    #[error("nobody reads {stream}: its FIFO is full")]
-    Unread { stream: &'static str },
+    /// The readers are away or too slow; what they did not take is lost.
+    #[error("{} {stream}: its FIFO is full", unread(readers))]
+    Unread { stream: &'static str, readers: Vec<Holder> },
     /// Processes that outlived the one that the stream belongs to can still write.
     #[error("{stream} is still open in {}", list(holders))]
     Held { stream: &'static str, holders: Vec<Holder> },
+}
+
+fn unread(readers: &[Holder]) -> String {
+    if readers.is_empty() {
+        return "nobody reads".to_owned();
+    }
+    format!("{} does not read", list(readers))
 }
 
 fn list(holders: &[Holder]) -> String {
@@ -166,7 +173,7 @@ impl ProcessIo {
         // A process that waits for the reader of one output holds the other one too.
         let undrained = || self.outputs.iter().filter(|output| !output.moved.get());
         if let Some(output) = undrained().find(|output| output.is_full()) {
-            return Err(Undrained::Unread { stream: output.stream.name() });
+            return Err(output.unread().await);
         }
         match undrained().next() {
             Some(output) => Err(output.held().await),
@@ -278,14 +285,21 @@ impl Output {
         poll_now(&mut ends).is_ok() && ends[0].any() == Some(false)
     }
 
+    async fn unread(&self) -> Undrained {
+        Undrained::Unread { stream: self.stream.name(), readers: others(&self.sink).await }
+    }
+
     async fn held(&self) -> Undrained {
-        // A copy, because the search takes a while and must not prolong the relay's own.
-        let source = self.source.upgrade().and_then(|source| source.try_clone().ok());
-        let holders = match source {
-            Some(source) => holders(&source).await,
-            None => Vec::new(),
-        };
-        Undrained::Held { stream: self.stream.name(), holders }
+        Undrained::Held { stream: self.stream.name(), holders: others(&self.source).await }
+    }
+}
+
+/// The other processes that have a relay's descriptor open.
+async fn others(descriptor: &Weak<OwnedFd>) -> Vec<Holder> {
+    // A copy, because the search takes a while and must not prolong the relay's own.
+    match descriptor.upgrade().and_then(|descriptor| descriptor.try_clone().ok()) {
+        Some(descriptor) => holders(&descriptor).await,
+        None => Vec::new(),
     }
 }
 
