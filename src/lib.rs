@@ -12,16 +12,16 @@
 //! daemon.rs     the long life: sub-reaper, signals, server, end; log.rs: records -> `log` FIFO
 //! service/      the ttrpc services: decode, call, encode
 //! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
-//!               create.rs, exec.rs, exit.rs: its beginnings and ends; oom.rs; oom.rs: tells of OOM kills; process.rs:
-//!               id, pid, stdio, state; state.rs: the lifecycle as one pure table
+//!               create.rs, exec.rs, exit.rs: its beginnings and ends; oom.rs: tells of OOM kills;
+//!               process.rs: id, pid, stdio, state; state.rs: the lifecycle as one pure table
 //! runtime/      mod.rs: `Runtime`, one method per OCI command; table.rs: discovery; args.rs: argv,
 //!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`
 //! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
 //!               the two ways to mount; unmount.rs
 //! io/           mod.rs: stdio URIs; process.rs: `ProcessIo`; fifo.rs relay.rs console.rs; holders.rs:
 //!               who keeps a pipe open
-//! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`: pids, kill, remove; stats/;
-//!               oom.rs: the count of processes killed for lack of memory
+//! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`; kill.rs; tree.rs: pids, remove; file.rs:
+//!               one read a file; stats/; oom.rs: the count of processes killed for lack of memory
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken
 //! reaper.rs     the only wait; spawns the daemon's children; `Watch` keeps exits that precede the pid
 //! rpc/          ttrpc: mod.rs: frames, pure; server.rs; client.rs, blocking.rs: calls; stream.rs
@@ -45,7 +45,7 @@
 //! Create  decode -> reserve id -> state file -> rootfs -> streams or console socket
 //!         -> reaper.watch() -> runtime.create -> watch.claim(pid) -> Created -> /tasks/create
 //! Start   turn -> runtime.start -> Running -> /tasks/start -> end of turn
-//! exit    SIGCHLD -> reaper -> dead -> turn -> exec processes ended -> /tasks/oom if one was due
+//! exit    SIGCHLD -> reaper -> dead -> turn (2 s at most) -> exec processes ended -> /tasks/oom if one was due
 //!         -> Stopped, every Wait, /tasks/exit
 //! Delete  drain streams (10 s) -> runtime.delete -> unmount -> /tasks/delete -> forget
 //! ```

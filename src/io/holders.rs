@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::rc::Weak;
 
 use nix::sys::stat::{SFlag, fstat};
 
@@ -29,6 +30,29 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {} ({})", self.pid, self.command)
     }
+}
+
+/// Output that did not reach its reader in time.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Undrained {
+    /// The readers are away or too slow; what they did not take is lost.
+    #[error("{} {stream}: its FIFO is full", unread(readers))]
+    Unread { stream: &'static str, readers: Vec<Holder> },
+    /// Processes that outlived the one that the stream belongs to can still write.
+    #[error("{stream} is still open in {}", list(holders))]
+    Held { stream: &'static str, holders: Vec<Holder> },
+}
+
+fn unread(readers: &[Holder]) -> String {
+    if readers.is_empty() {
+        return "nobody reads".to_owned();
+    }
+    format!("{} does not read", list(readers))
+}
+
+fn list(holders: &[Holder]) -> String {
+    let names: Vec<String> = holders.iter().map(Holder::to_string).collect();
+    if names.is_empty() { "a process that cannot be found".to_owned() } else { names.join(", ") }
 }
 
 /// What the stream's descriptors look like in `/proc/PID/fd`.
@@ -81,7 +105,7 @@ impl Mark {
 
 /// The other processes that have `source`, a pipe or the master of a terminal, open; the youngest
 /// first, at most [`MOST_HOLDERS`]. Lets the event loop run between any two processes.
-pub(super) async fn holders(source: &OwnedFd) -> Vec<Holder> {
+async fn holders(source: &OwnedFd) -> Vec<Holder> {
     let Ok(mark) = Mark::of(source) else { return Vec::new() };
     let mut links = MOST_LINKS;
     let mut found = Vec::new();
@@ -100,6 +124,15 @@ pub(super) async fn holders(source: &OwnedFd) -> Vec<Holder> {
         tokio::task::yield_now().await;
     }
     found
+}
+
+/// The other processes that have a relay's descriptor open.
+pub(super) async fn others(descriptor: &Weak<OwnedFd>) -> Vec<Holder> {
+    // A copy, because the search takes a while and must not prolong the relay's own.
+    match descriptor.upgrade().and_then(|descriptor| descriptor.try_clone().ok()) {
+        Some(descriptor) => holders(&descriptor).await,
+        None => Vec::new(),
+    }
 }
 
 fn other_processes() -> Vec<u32> {

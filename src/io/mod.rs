@@ -17,7 +17,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::console::{ConsoleSocket, remove_leftovers};
-pub(crate) use self::process::{ProcessIo, Undrained};
+pub(crate) use self::holders::Undrained;
+pub(crate) use self::process::ProcessIo;
 
 use crate::error::{Error, Result};
 

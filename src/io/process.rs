@@ -17,34 +17,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::fifo::{self, Direction};
-use super::holders::{Holder, holders};
+use super::holders::{Undrained, others};
 use super::relay::{End, Mode, Relay, poll_now};
 use super::{StdioSpec, Stream};
 use crate::error::{Error, Result};
 use crate::sys;
-
-/// Output that did not reach its reader in time.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Undrained {
-    /// The readers are away or too slow; what they did not take is lost.
-    #[error("{} {stream}: its FIFO is full", unread(readers))]
-    Unread { stream: &'static str, readers: Vec<Holder> },
-    /// Processes that outlived the one that the stream belongs to can still write.
-    #[error("{stream} is still open in {}", list(holders))]
-    Held { stream: &'static str, holders: Vec<Holder> },
-}
-
-fn unread(readers: &[Holder]) -> String {
-    if readers.is_empty() {
-        return "nobody reads".to_owned();
-    }
-    format!("{} does not read", list(readers))
-}
-
-fn list(holders: &[Holder]) -> String {
-    let names: Vec<String> = holders.iter().map(Holder::to_string).collect();
-    if names.is_empty() { "a process that cannot be found".to_owned() } else { names.join(", ") }
-}
 
 /// The descriptors 0, 1 and 2 of the runtime's command, blocking. Drop them once it runs: a
 /// stream ends when its last writer is gone.
@@ -291,15 +268,6 @@ impl Output {
 
     async fn held(&self) -> Undrained {
         Undrained::Held { stream: self.stream.name(), holders: others(&self.source).await }
-    }
-}
-
-/// The other processes that have a relay's descriptor open.
-async fn others(descriptor: &Weak<OwnedFd>) -> Vec<Holder> {
-    // A copy, because the search takes a while and must not prolong the relay's own.
-    match descriptor.upgrade().and_then(|descriptor| descriptor.try_clone().ok()) {
-        Some(descriptor) => holders(&descriptor).await,
-        None => Vec::new(),
     }
 }
 
