@@ -212,3 +212,21 @@ fn an_exec_gets_its_own_user_directory_and_environment() {
     assert_eq!(out.finish(), "65534\n5\n/tmp\ny z\n");
     shim.end();
 }
+
+#[test]
+fn an_exec_that_could_not_be_started_may_be_started_again() {
+    if skipped("a failed Start of an exec can be repeated") {
+        return;
+    }
+    let host = Host::scripted();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    shim.exec(&shim.exec_request("c", "e", "exit 5")).unwrap();
+    host.script().set("exec", "fail on purpose");
+    shim.start("c", "e").unwrap_err();
+    shim.wait("c", "e").unwrap_err();
+    host.script().reset();
+    shim.start("c", "e").unwrap();
+    assert_eq!(shim.reap("c", "e"), 5);
+    shim.end();
+}

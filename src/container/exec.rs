@@ -61,7 +61,7 @@ impl Container {
     ///
     /// # Errors
     /// [`Error::State`] if it was started before, or the container is not there to run it; as the
-    /// runtime says: the process then stays described and can be deleted.
+    /// runtime says: the process then stays described, and can be started again or deleted.
     pub(crate) async fn start_exec(
         self: &Rc<Self>,
         exec: &Rc<Process>,
@@ -71,7 +71,9 @@ impl Container {
         let _turn = exec.take_turn(deadline).await?;
         exec.check(Change::Start, "start")?;
         self.takes_execs()?;
+        exec.may_run();
         let child = self.run_exec(exec, &id, deadline).await.inspect_err(|_| exec.never_ran())?;
+        drop(Scratch::new(self.bundle.exec_process_file(&id))); // it may hold secrets
         if self.init.state().exit().is_some() {
             // The runtime took so long that the container's end has been announced meanwhile, and
             // nothing may follow that.
@@ -93,9 +95,9 @@ impl Container {
         id: &ExecId,
         deadline: Option<Instant>,
     ) -> Result<Child> {
-        let process_file = Scratch::new(self.bundle.exec_process_file(id));
+        let process = &self.bundle.exec_process_file(id);
         let pid_file = Scratch::new(self.bundle.exec_pid_file(id));
-        let (process, pid) = (process_file.path(), pid_file.path());
+        let pid = pid_file.path();
         let call = self.call(deadline);
         let watch = self.shared.reaper.watch();
         if exec.stdio.terminal {

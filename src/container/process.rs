@@ -151,6 +151,11 @@ impl Process {
         self.outcome.send_replace(Outcome::Exited(exit));
     }
 
+    /// A Wait from now on is for the Start that begins, whatever came of an earlier one.
+    pub(crate) fn may_run(&self) {
+        self.outcome.send_replace(Outcome::Pending);
+    }
+
     /// Wakes every Wait for a process that the runtime could not start; it may be tried again.
     pub(crate) fn never_ran(&self) {
         self.outcome.send_replace(Outcome::NeverRan);
