@@ -13,6 +13,20 @@ use crate::error::{Error, Result};
 /// A runtime command's time where nothing else is configured.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
+/// A key that is `true`, `false` or `"auto"`: what `true` asks for must be possible, `"auto"` does
+/// without it where it is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(dead_code, reason = "used by what follows")]
+pub(crate) enum Choice {
+    /// `"auto"`
+    #[default]
+    Auto,
+    /// `true`
+    On,
+    /// `false`
+    Off,
+}
+
 /// What the administrator decides; `config/berth.toml` explains each key.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Config {
