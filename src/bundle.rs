@@ -89,6 +89,11 @@ where
 }
 
 impl Spec {
+    /// What the container's annotation `name` says; one that is empty says nothing.
+    pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
     /// Whether the kernel ends every process of the container with its init: the container has a
     /// PID namespace that is new, neither the host's nor another container's.
     pub(crate) fn has_own_pid_namespace(&self) -> bool {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// What `-help` prints.
 pub(crate) const HELP: &str = "\
-usage: containerd-shim-berth-v1 [flags] [start | delete]
+usage: containerd-shim-berth-v1 [flags] [start | delete | config …]
 
 containerd runs this program itself; a runtime named `io.containerd.berth.v1` is enough:
   ctr run --runtime io.containerd.berth.v1 IMAGE ID
@@ -17,6 +17,10 @@ containerd runs this program itself; a runtime named `io.containerd.berth.v1` is
 commands
   start     find or start the shim of the bundle in the working directory, print its address
   delete    clean up after a shim that died
+  config show [-origin] [-config FILE] [-annotation KEY=VALUE]
+            print the configuration that a container would get, and where each value is from
+  config check FILE
+            name every fault of a configuration file and its drop-ins
 flags
   -namespace NS, -id ID, -address ADDR, -publish-binary PATH, -bundle DIR, -debug
             what containerd passes; other flags are ignored
@@ -24,6 +28,7 @@ flags
   -version  print the version
   -help     print this
 environment
+  BERTH_CONF_FILE  the configuration file, in place of /etc/berth/config.toml
   BERTH_LOG_LEVEL  off, error, warn, info, debug or trace; wins over -debug
   SCHED_CORE       not empty: the shim and its containers share a core scheduling cookie
 ";
@@ -43,6 +48,21 @@ pub(crate) enum Command {
     Version,
     /// `-h`, `-help`
     Help,
+    /// `config show`: the effective configuration.
+    ConfigShow(ConfigQuery),
+    /// `config check`: the faults of a file.
+    ConfigCheck(PathBuf),
+}
+
+/// Whose configuration `config show` is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ConfigQuery {
+    /// `-origin`: where each value came from.
+    pub(crate) origin: bool,
+    /// `-config`: the file that a client would name in the create options.
+    pub(crate) config: Option<PathBuf>,
+    /// `-annotation`: those of the container.
+    pub(crate) annotations: Vec<(String, String)>,
 }
 
 /// The flags that containerd passes to every command.
@@ -111,10 +131,44 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command>
         None => Ok(Command::Daemon(flags)),
         Some(b"start") => Ok(Command::Start(flags)),
         Some(b"delete") => Ok(Command::Delete(flags)),
+        Some(b"config") => config(args),
         Some(other) => {
             let other = String::from_utf8_lossy(other);
             Err(invalid(format!("unknown command {other:?}; see -help")))
         }
+    }
+}
+
+/// Reads the arguments that follow `config`. People type them: what is not known is an error.
+fn config(mut args: impl Iterator<Item = OsString>) -> Result<Command> {
+    let usage = || invalid("config show [flags] or config check FILE; see -help".into());
+    match args.next().as_deref().map(OsStr::as_bytes) {
+        Some(b"check") => match (args.next(), args.next()) {
+            (Some(file), None) => Ok(Command::ConfigCheck(file.into())),
+            _ => Err(usage()),
+        },
+        Some(b"show") => {
+            let mut query = ConfigQuery::default();
+            while let Some(arg) = args.next() {
+                let (name, value) = split(&arg).ok_or_else(usage)?;
+                let mut take = || match value {
+                    Some(value) => Ok(value.to_owned()),
+                    None => args.next().ok_or_else(usage),
+                };
+                match name {
+                    "origin" => query.origin = switch(name, value)?,
+                    "config" => query.config = Some(take()?.into()),
+                    "annotation" => {
+                        let pair = text(name, take()?)?;
+                        let (key, value) = pair.split_once('=').ok_or_else(usage)?;
+                        query.annotations.push((key.into(), value.into()));
+                    }
+                    _ => return Err(invalid(format!("unknown flag -{name} of config show"))),
+                }
+            }
+            Ok(Command::ConfigShow(query))
+        }
+        _ => Err(usage()),
     }
 }
 
@@ -134,7 +188,7 @@ fn split(arg: &OsStr) -> Option<(&str, Option<&OsStr>)> {
 }
 
 fn is_command(arg: &OsStr) -> bool {
-    matches!(arg.as_bytes(), b"start" | b"delete")
+    matches!(arg.as_bytes(), b"start" | b"delete" | b"config")
 }
 
 /// The words that Go's `strconv.ParseBool` takes; a switch without a value is true.

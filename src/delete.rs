@@ -178,7 +178,8 @@ impl Leftover {
                 Ok(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
             };
             let streams = [null()?, null()?, null()?];
-            let pid = spawn(&runtime.path, &arguments, self.bundle.dir(), &[], streams, None)?;
+            let pid =
+                spawn(&runtime.path, &arguments, self.bundle.dir(), &runtime.env, streams, None)?;
             Ok(Command { pid, pidfd: pidfd_open(pid)? })
         };
         match run() {

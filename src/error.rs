@@ -16,6 +16,12 @@ pub(crate) enum Error {
     /// The caller's input is wrong; nothing was changed.
     #[error("{0}")]
     Invalid(String),
+    /// The configuration has faults: a sentence for each, which names file and line.
+    #[error("configuration {}", .0.join("; "))]
+    Config(Vec<String>),
+    /// The caller, or a file, may not be trusted with what it asks for.
+    #[error("{0}")]
+    Denied(String),
     /// A container or process that the caller named does not exist (any more).
     #[error("{what} {id:?} not found")]
     NotFound { what: &'static str, id: String },
@@ -28,12 +34,9 @@ pub(crate) enum Error {
     /// The lifecycle has no such step from where the process is.
     #[error("cannot {change} {id:?} while it is {state}")]
     State { id: String, change: &'static str, state: &'static str },
-    /// None of the runtimes is there.
-    #[error(
-        "OCI runtime {name:?}: executable file not found: install it, or set `runtime` in \
-         /etc/berth/config.toml"
-    )]
-    NoRuntime { name: String },
+    /// None of the runtimes is there. `hint` says where it was asked for, or what to do.
+    #[error("OCI runtime {name:?}: executable file not found: {hint}")]
+    NoRuntime { name: String, hint: String },
     /// The OCI runtime refused; its own words are in `message`, unchanged.
     #[error("`{runtime} {command}` failed ({status}): {message}")]
     Runtime { runtime: String, command: &'static str, status: String, message: String },
@@ -91,7 +94,8 @@ impl Error {
     /// The status on the wire: gRPC's numbers, as containerd's errdefs package maps them.
     pub(crate) fn code(&self) -> Code {
         match self {
-            Self::Invalid(_) => Code::INVALID_ARGUMENT,
+            Self::Invalid(_) | Self::Config(_) => Code::INVALID_ARGUMENT,
+            Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::NotFound { .. } | Self::Finished { .. } => Code::NOT_FOUND,
             Self::Exists { .. } => Code::ALREADY_EXISTS,
             Self::State { .. } | Self::NoRuntime { .. } => Code::FAILED_PRECONDITION,

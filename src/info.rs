@@ -4,7 +4,6 @@
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,8 +16,9 @@ use nix::unistd::Pid;
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 
+use crate::config::{Environment, Request};
 use crate::error::{Error, Result};
-use crate::runtime::table;
+use crate::runtime::table::{self, Chosen};
 use crate::wire::options;
 use crate::{NAME, config, input};
 
@@ -48,7 +48,11 @@ pub(crate) fn run() -> Result<Vec<u8>> {
     let broken = |error| Error::Invalid(format!("broken options: {error}"));
     let any = Any::parse_from_bytes(&input::read()?).map_err(broken)?;
     let options = options::decode(&any)?.unwrap_or_default();
-    let runtime = match table::find(&options, &config::load(&options)?) {
+    let environment = Environment::read();
+    let config =
+        config::load(Request { annotation: None, options: &options, environment: &environment })?;
+    let options = options.or(&config.options);
+    let runtime = match table::choose(&config, &options, None) {
         Err(Error::NoRuntime { .. }) if options.binary_name.is_empty() => None,
         found => Some(found?),
     };
@@ -71,9 +75,10 @@ pub(crate) fn run() -> Result<Vec<u8>> {
 }
 
 /// The JSON object that `RUNTIME features` prints, or `None` if it prints none in time.
-fn features(runtime: &Path, timeout: Duration) -> Option<Vec<u8>> {
+fn features(runtime: &Chosen<'_>, timeout: Duration) -> Option<Vec<u8>> {
     let deadline = Instant::now() + timeout;
-    let mut command = Command::new(runtime);
+    let mut command = Command::new(&runtime.path);
+    command.args(&runtime.entry.args).envs(&runtime.entry.env);
     command.arg("features").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut group = Group(command.process_group(0).spawn().ok()?);
     let output = read_until(group.0.stdout.take()?, deadline).ok()?;
@@ -133,8 +138,17 @@ impl Drop for Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::borrow::Cow;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use crate::config::{Deadlines, Entry};
+
+    fn runtime(path: &Path) -> Chosen<'static> {
+        let entry = Entry::plain("runtime", &Deadlines::default());
+        Chosen { entry: Cow::Owned(entry), path: path.into() }
+    }
 
     #[test]
     fn features_are_a_json_object_in_time_or_nothing() {
@@ -156,10 +170,10 @@ mod tests {
                 .unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
             let begin = Instant::now();
-            let found = features(&path, Duration::from_secs(1));
+            let found = features(&runtime(&path), Duration::from_secs(1));
             assert_eq!(found.is_some(), expected, "{name}");
             assert!(begin.elapsed() < Duration::from_secs(3), "{name}");
         }
-        assert!(features(&dir.path().join("missing"), TIMEOUT).is_none());
+        assert!(features(&runtime(&dir.path().join("missing")), TIMEOUT).is_none());
     }
 }

@@ -27,7 +27,9 @@
 //! rpc/          ttrpc: mod.rs: frames, pure; server.rs; client.rs, blocking.rs: calls; stream.rs
 //! wire/         protobuf messages <-> our types, pure
 //! bundle.rs     `Bundle`: every file we read or write in one; the config.json fields we need
-//! config/       mod.rs: typed `Config`, checked once; source.rs: which file wins
+//! config/       mod.rs: typed `Config`, checked once; source.rs: which file wins; file.rs: safe to
+//!               read? document.rs, body.rs: TOML -> tree with places; section.rs: keys out of it;
+//!               show.rs: `config show` and `check`
 //! socket.rs     address of a group's shim; bind, probe, unlink guard
 //! ids.rs        `ContainerId`, `ExecId`, `Namespace`, `Pid`: checked once, where they enter
 //! error.rs      `Error` and the ttrpc status each variant maps to
@@ -117,6 +119,8 @@ pub fn run(
         Command::Info => info::run()?,
         Command::Version => info::version().into_bytes(),
         Command::Help => cli::HELP.into(),
+        Command::ConfigShow(query) => config::show(&query)?.into_bytes(),
+        Command::ConfigCheck(file) => config::check(&file)?.into_bytes(),
     };
     out.write_all(&answer).and_then(|()| out.flush()).map_err(error::Error::sys("answer"))?;
     Ok(())

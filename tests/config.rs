@@ -1,6 +1,7 @@
 //! Where a container's OCI runtime and its settings come from.
 
 use std::fs;
+use std::path::Path;
 
 use protobuf::well_known_types::any::Any;
 use serde_json::json;
@@ -31,33 +32,44 @@ fn the_runtime_is_the_one_that_the_nearest_source_names() {
     fs::write(&file, format!("runtime = {script:?}\n")).unwrap();
     let body = format!("runtime = {script:?}\n");
     let file = file.to_str().unwrap();
-    let shim = host.start("c", Spec::sh("exit 3"));
     let cases = [
-        ("options with a file", Some(generic(file, "")), true),
-        ("options with a text", Some(generic("", &body)), true),
-        ("empty options", Some(generic("", "")), false),
-        ("no options", None, false),
+        ("file", Some(generic(file, "")), true),
+        ("text", Some(generic("", &body)), true),
+        ("empty", Some(generic("", "")), false),
+        ("none", None, false),
     ];
     for (name, options, found) in cases {
+        let shim = host.start(name, Spec::sh("exit 3"));
         let before = host.script().calls().len();
-        let mut request = shim.request("c");
+        let mut request = shim.request(name);
         request.options = options.into();
         let created = shim.create(&request);
         if found {
             created.unwrap_or_else(|refusal| panic!("{name}: {refusal:?}"));
-            shim.start("c", "").unwrap();
-            assert_eq!(shim.reap("c", ""), 3, "{name}");
+            shim.start(name, "").unwrap();
+            assert_eq!(shim.reap(name, ""), 3, "{name}");
         } else {
             let refusal = created.unwrap_err();
             assert!(refusal.message.contains("\"/no/such/runtime\""), "{name}: {refusal:?}");
+            assert!(refusal.message.contains("BERTH_CONF_FILE"), "{name}: {refusal:?}");
         }
         assert_eq!(host.script().calls().len() > before, found, "{name}");
+        shim.stop();
     }
+    let shim = host.start("c", Spec::sh("exit 3"));
     let unknown = Any { type_url: "example.v1.Options".into(), ..Any::default() };
     for (name, options, part) in [
         ("options of another type", unknown, "example.v1.Options"),
-        ("an unknown key", generic("", "rumtime = \"x\""), "rumtime"),
-        ("a missing file", generic("/no/such/file", ""), "/no/such/file"),
+        (
+            "an unknown key",
+            generic("", "rumtime = \"x\""),
+            "the create options:1 (create option ConfigBody): rumtime: unknown key",
+        ),
+        (
+            "a missing file",
+            generic("/no/such/file", ""),
+            "/no/such/file (create option ConfigPath)",
+        ),
     ] {
         let mut request = shim.request("c");
         request.options = Some(options).into();
@@ -87,7 +99,8 @@ fn a_systemd_cgroup_is_known_by_its_path() {
         fs::write(&config, spec.to_string()).unwrap();
         shim.create_plain("c").unwrap_err();
         let arguments = Script::arguments(&host.script().last("create"));
-        assert_eq!(arguments.contains(&"--systemd-cgroup".to_owned()), systemd, "{path}");
+        let expected = systemd && Path::new("/run/systemd/system").is_dir();
+        assert_eq!(arguments.contains(&"--systemd-cgroup".to_owned()), expected, "{path}");
     }
     shim.stop();
 }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::bundle::{self, Bundle, Spec};
 use crate::cgroup::Cgroup;
-use crate::config;
+use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, Request};
 use crate::container::oom::Oom;
 use crate::container::{Container, Containers, Process, Slot};
 use crate::error::{Error, Result};
@@ -59,6 +59,10 @@ impl Drop for Reservation<'_> {
         let mut map = self.containers.map.borrow_mut();
         if matches!(map.get(&self.id), Some(Slot::Reserved)) {
             map.remove(&self.id);
+        }
+        if map.is_empty() {
+            // The first container of the pod is still to come, and decides.
+            self.containers.config.replace(None);
         }
         drop(map);
         self.containers.close_if_asked();
@@ -107,11 +111,13 @@ impl Containers {
         if !checkpoint.is_empty() {
             return Err(Error::Unimplemented("restore from a checkpoint".into()));
         }
-        let config = config::load(&options)?;
+        let config = self.config(&spec, &options)?;
+        let options = options.or(&config.options);
         let runtime = table::resolve(&options, &config, &spec, &self.namespace)?;
         let mut record = self.record(&bundle, &runtime)?;
+        let limit = runtime.deadlines.of("mount");
         let helper = async |program: &Path, args: &[OsString]| {
-            runtime::help(&self.reaper, program, args, bundle.dir(), config.deadline).await
+            runtime::help(&self.reaper, program, args, bundle.dir(), limit).await
         };
         let mounted = rootfs::mount(&rootfs, &bundle.rootfs(), helper).await?;
 
@@ -141,6 +147,32 @@ impl Containers {
         self.admit(made, Parts { id, bundle, init, runtime, io_owner, spec, mounted });
         self.events.queue(created);
         Ok(pid)
+    }
+
+    /// The pod's configuration: that of its first container.
+    ///
+    /// # Errors
+    /// As [`config::load`]; a refusal is also logged, because whoever wrote the annotation may not
+    /// be who has to know.
+    fn config(&self, spec: &Spec, options: &RuntimeOptions) -> Result<Rc<Config>> {
+        let annotation = spec.annotation(CONFIG_ANNOTATION);
+        if let Some(config) = &*self.config.borrow() {
+            if let Some(wanted) = annotation {
+                log::info!("annotation {CONFIG_ANNOTATION} = {wanted:?}: {} stays", config.origin);
+            }
+            return Ok(config.clone());
+        }
+        let environment = Environment::read();
+        let config = config::load(Request { annotation, options, environment: &environment })
+            .inspect_err(|error| {
+                if matches!(error, Error::Denied(_)) {
+                    log::warn!("pod {:?}: {error}", self.group);
+                }
+            })?;
+        log::info!("configuration: {}", config.origin);
+        let config = Rc::new(config);
+        self.config.replace(Some(config.clone()));
+        Ok(config)
     }
 
     fn reserve(&self, id: &ContainerId) -> Result<Reservation<'_>> {

@@ -21,6 +21,7 @@ use std::rc::Rc;
 
 use tokio::sync::Notify;
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::ids::{ContainerId, Namespace};
@@ -39,6 +40,8 @@ pub(crate) struct Containers {
     /// The daemon's journal.
     pub(crate) events: Events,
     map: RefCell<BTreeMap<ContainerId, Slot>>,
+    /// That of the first container, for all that come after it.
+    config: RefCell<Option<Rc<Config>>>,
     /// Shutdown was asked for while all that there was were creations under way.
     asked_to_close: Cell<bool>,
     closing: Cell<bool>,
@@ -67,6 +70,7 @@ impl Containers {
             reaper,
             events,
             map: RefCell::default(),
+            config: RefCell::default(),
             asked_to_close: Cell::default(),
             closing: Cell::default(),
             closed: Notify::new(),

@@ -12,8 +12,8 @@ use crate::runtime::Runtime;
 
 /// What stands before the subcommand; for `delete` also without a daemon.
 pub(crate) fn global(runtime: &Runtime, log: &Path) -> Vec<OsString> {
-    let mut args: Vec<OsString> =
-        vec!["--root".into(), runtime.root.clone().into(), "--log".into(), log.into()];
+    let mut args: Vec<OsString> = runtime.args.iter().map(OsString::from).collect();
+    args.extend(["--root".into(), runtime.root.clone().into(), "--log".into(), log.into()]);
     args.extend(["--log-format".into(), "json".into()]);
     if !runtime.criu_path.is_empty() {
         args.extend(["--criu".into(), runtime.criu_path.clone().into()]);
@@ -97,19 +97,20 @@ pub(super) fn update(id: &ContainerId, resources: &Path) -> Vec<OsString> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::config::Deadlines;
 
     fn runtime() -> Runtime {
         Runtime {
             path: "/usr/bin/runc".into(),
+            args: Vec::new(),
+            env: Vec::new(),
             root: "/run/r/ns".into(),
             systemd_cgroup: false,
             no_pivot_root: false,
             no_new_keyring: false,
             criu_path: String::new(),
-            deadline: Duration::from_secs(30),
+            deadlines: Deadlines::default(),
         }
     }
 
@@ -117,6 +118,7 @@ mod tests {
     fn each_option_has_its_place() {
         let id = ContainerId::new("c").unwrap();
         let all = Runtime {
+            args: ["--level".into(), "a b \"c\"".into()].into(),
             systemd_cgroup: true,
             no_pivot_root: true,
             no_new_keyring: true,
@@ -130,7 +132,8 @@ mod tests {
             (
                 "global, all",
                 global(&all, log),
-                "--root /run/r/ns --log /l --log-format json --criu /x/criu --systemd-cgroup",
+                "--level a b \"c\" --root /run/r/ns --log /l --log-format json --criu /x/criu \
+                 --systemd-cgroup",
             ),
             (
                 "create",

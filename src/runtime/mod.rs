@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::bundle::{Bundle, Scratch};
 use crate::cgroup::Cgroup;
+use crate::config::Deadlines;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Pid};
 use crate::reaper::{Child, Exit, Reaper};
@@ -34,6 +35,12 @@ const KILL_GRACE: Duration = Duration::from_secs(1);
 pub(crate) struct Runtime {
     /// Absolute path of the program.
     pub(crate) path: PathBuf,
+    /// What stands before all other arguments.
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+    /// What its commands have in their environment on top of the daemon's.
+    #[serde(default)]
+    pub(crate) env: Vec<(String, String)>,
     /// `--root`: where it keeps its state of the namespace's containers.
     pub(crate) root: PathBuf,
     /// `--systemd-cgroup`.
@@ -44,8 +51,9 @@ pub(crate) struct Runtime {
     pub(crate) no_new_keyring: bool,
     /// `--criu`; empty leaves it out.
     pub(crate) criu_path: String,
-    /// How long one command may take.
-    pub(crate) deadline: Duration,
+    /// How long a command may take.
+    #[serde(default)]
+    pub(crate) deadlines: Deadlines,
 }
 
 /// What a command needs beyond its runtime: whose it is and until when its caller waits.
@@ -159,10 +167,10 @@ impl Runtime {
         };
         let child = call
             .reaper
-            .spawn(&self.path, &args, call.bundle.dir(), &[], streams)
+            .spawn(&self.path, &args, call.bundle.dir(), &self.env, streams)
             .map_err(|error| self.cannot_start(error))?;
         let what = || format!("`{} {name}`", self.name());
-        let ended = ended(child, call.deadline, self.deadline, what).await;
+        let ended = ended(child, call.deadline, self.deadlines.of(name), what).await;
         let exit = ended.map_err(|late| {
             call.stray.replace(late.cgroup);
             late.error
@@ -182,7 +190,8 @@ impl Runtime {
 
     fn cannot_start(&self, source: std::io::Error) -> Error {
         if source.kind() == std::io::ErrorKind::NotFound && !self.path.exists() {
-            return Error::NoRuntime { name: self.path.display().to_string() };
+            let hint = "it is gone since the container was made".into();
+            return Error::NoRuntime { name: self.path.display().to_string(), hint };
         }
         Error::Io { action: "run the OCI runtime", path: self.path.clone(), source }
     }

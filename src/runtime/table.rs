@@ -1,79 +1,195 @@
-//! Which runtime a container gets: its options, then the configuration, then what is installed.
+//! Which runtime a container gets: its annotation, its options, the configuration, then what is
+//! installed.
 
+use std::borrow::Cow;
 use std::env;
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::bundle::Spec;
-use crate::config::Config;
+use crate::config::{self, BUILT_IN, Choice, Config, DefaultRuntime, Entry, RUNTIME_ANNOTATION};
 use crate::error::{Error, Result};
 use crate::ids::Namespace;
 use crate::runtime::Runtime;
 use crate::wire::options::RuntimeOptions;
 
-/// Tried in this order when nothing names a runtime.
-const CANDIDATES: [&str; 2] = ["runc", "crun"];
-/// The root of runtimes' state where the options name none, as the Go shim has it: tools that look
-/// for a container with `runc --root` find it.
+/// The root of runtimes' state where nothing names one, as the Go shim has it: tools that look for a
+/// container with `runc --root` find it.
 const DEFAULT_ROOT: &str = "/run/containerd/runc";
+/// Is there if systemd runs ([sd_booted(3)]), as runtimes look for it too.
+///
+/// [sd_booted(3)]: https://www.freedesktop.org/software/systemd/man/latest/sd_booted.html
+const SYSTEMD: &str = "/run/systemd/system";
+
+/// A runtime that was chosen, and its program.
+pub(crate) struct Chosen<'a> {
+    /// How it is called.
+    pub(crate) entry: Cow<'a, Entry>,
+    /// Absolute path of the program.
+    pub(crate) path: PathBuf,
+}
 
 /// Resolves the runtime of one container.
 ///
 /// # Errors
-/// [`Error::NoRuntime`] with the name that was looked for, [`Error::Invalid`] for a relative root.
+/// As [`choose`]; [`Error::Invalid`] for a relative root, and for what the runtime's entry asks for
+/// where this host cannot have it.
 pub(crate) fn resolve(
     options: &RuntimeOptions,
     config: &Config,
     spec: &Spec,
     namespace: &Namespace,
 ) -> Result<Runtime> {
-    let root = if options.root.is_empty() { DEFAULT_ROOT } else { &options.root };
-    if !Path::new(root).is_absolute() {
+    let Chosen { entry, path } = choose(config, options, spec.annotation(RUNTIME_ANNOTATION))?;
+    let entry = entry.into_owned();
+    let root = match options.root.as_str() {
+        "" => entry.root.unwrap_or_else(|| DEFAULT_ROOT.into()),
+        root => root.into(),
+    };
+    if !root.is_absolute() {
         return Err(Error::Invalid(format!("option Root {root:?} is not an absolute path")));
     }
+    let systemd_cgroup = options.systemd_cgroup
+        || systemd_cgroup(
+            entry.systemd_cgroup,
+            spec.wants_systemd_cgroup(),
+            Path::new(SYSTEMD).is_dir(),
+        )?;
+    let criu_path = match options.criu_path.as_str() {
+        "" => entry.criu_path,
+        path => path.to_owned(),
+    };
     Ok(Runtime {
-        path: find(options, config)?,
-        root: Path::new(root).join(namespace.as_str()),
-        systemd_cgroup: options.systemd_cgroup || spec.wants_systemd_cgroup(),
-        no_pivot_root: options.no_pivot_root,
-        no_new_keyring: options.no_new_keyring,
-        criu_path: options.criu_path.clone(),
-        deadline: config.deadline,
+        path,
+        args: entry.args,
+        env: entry.env.into_iter().collect(),
+        root: root.join(namespace.as_str()),
+        systemd_cgroup,
+        no_pivot_root: options.no_pivot_root || entry.no_pivot_root,
+        no_new_keyring: options.no_new_keyring || entry.no_new_keyring,
+        criu_path,
+        deadlines: entry.deadlines,
     })
 }
 
-/// The program that `options` and `config` choose.
+/// The runtime that a container's annotation, `options` and `config` choose.
 ///
 /// # Errors
-/// [`Error::NoRuntime`] with the name that was looked for.
-pub(crate) fn find(options: &RuntimeOptions, config: &Config) -> Result<PathBuf> {
-    let named = Some(options.binary_name.as_str())
-        .filter(|name| !name.is_empty())
-        .or(config.runtime.as_deref());
+/// [`Error::Denied`] for an annotation that is switched off or is a path, [`Error::Invalid`] for one
+/// that is not in the table, [`Error::NoRuntime`] with the name that was looked for.
+pub(crate) fn choose<'a>(
+    config: &'a Config,
+    options: &RuntimeOptions,
+    annotation: Option<&str>,
+) -> Result<Chosen<'a>> {
+    let entry = match (annotation, options.binary_name.as_str()) {
+        (Some(name), _) => Cow::Borrowed(annotated(config, name)?),
+        (None, "") => by_default(config),
+        (None, program) => by_option(config, program),
+    };
     let path = env::var_os("PATH").unwrap_or_default();
-    if let Some(name) = named {
-        return look_up(name, &path).ok_or_else(|| Error::NoRuntime { name: name.into() });
-    }
-    for name in CANDIDATES {
-        match look_up(name, &path) {
-            Some(found) => return Ok(found),
-            None => log::debug!("runtime {name:?} is not on PATH"),
+    for candidate in &entry.candidates {
+        match look_up(candidate, &path) {
+            Ok(path) => {
+                log::info!("runtime {}", path.display());
+                return Ok(Chosen { entry, path });
+            }
+            Err(why) => log::debug!("runtime {candidate:?} is not taken: {why}"),
         }
     }
-    Err(Error::NoRuntime { name: CANDIDATES.join(" or ") })
+    let hint = match &entry.place {
+        Some(place) => format!("configured in {place}"),
+        None => "install it, or set `runtime` in /etc/berth/config.toml".into(),
+    };
+    Err(Error::NoRuntime { name: entry.candidates.join(" or "), hint })
 }
 
-/// A name with a slash is a path; any other is looked for in the directories of `path`.
-fn look_up(name: &str, path: &OsStr) -> Option<PathBuf> {
+/// The entry that a container's annotation names.
+fn annotated<'a>(config: &'a Config, name: &str) -> Result<&'a Entry> {
+    let annotation = RUNTIME_ANNOTATION;
+    config::allow(config, annotation)?;
+    if name.contains('/') {
+        let why = "it selects a runtime of the table by name, never a program by path";
+        return Err(Error::Denied(format!("annotation {annotation} = {name:?} is refused: {why}")));
+    }
+    config.runtimes.get(name).ok_or_else(|| {
+        let configured = config.configured();
+        let origin = &config.origin;
+        Error::Invalid(format!(
+            "annotation {annotation}: unknown runtime {name:?} (configured: {configured}; {origin})"
+        ))
+    })
+}
+
+/// The entry that an option names, or the default one with another program. Arguments and
+/// environment belong to the program that they were written for, and go with it.
+fn by_option<'a>(config: &'a Config, program: &str) -> Cow<'a, Entry> {
+    if let Some(entry) = config.runtimes.get(program) {
+        return Cow::Borrowed(entry);
+    }
+    let mut entry = by_default(config).into_owned();
+    entry.candidates = vec![program.to_owned()];
+    entry.args.clear();
+    entry.env.clear();
+    entry.place = None;
+    Cow::Owned(entry)
+}
+
+fn by_default(config: &Config) -> Cow<'_, Entry> {
+    let plain = |program: &str| Entry::plain(program, &config.deadlines);
+    match &config.runtime {
+        DefaultRuntime::Named(name) => match config.runtimes.get(name) {
+            Some(entry) => Cow::Borrowed(entry),
+            None => Cow::Owned(plain(name)),
+        },
+        DefaultRuntime::Program(program) => {
+            let place = Some(format!("`runtime` of {}", config.origin));
+            Cow::Owned(Entry { place, ..plain(program) })
+        }
+        DefaultRuntime::Auto => {
+            let candidates = BUILT_IN.map(str::to_owned).to_vec();
+            Cow::Owned(Entry { candidates, ..plain("") })
+        }
+    }
+}
+
+/// Whether systemd makes the cgroups. `wanted` says that the spec's path is of systemd's form.
+///
+/// # Errors
+/// [`Error::Invalid`] if it must and does not run.
+fn systemd_cgroup(choice: Choice, wanted: bool, runs: bool) -> Result<bool> {
+    match choice {
+        Choice::Off => Ok(false),
+        Choice::On if !runs => Err(Error::Invalid(format!(
+            "systemd_cgroup = true, but systemd does not run here: {SYSTEMD} is missing"
+        ))),
+        Choice::On => Ok(true),
+        Choice::Auto if wanted && !runs => {
+            log::warn!("cgroupsPath is systemd's, but systemd does not run here: not used");
+            Ok(false)
+        }
+        Choice::Auto => Ok(wanted),
+    }
+}
+
+/// A name with a slash is a path; any other is looked for in the directories of `path`. The error
+/// is the reason why there is no such program.
+fn look_up(name: &str, path: &OsStr) -> Result<PathBuf, &'static str> {
     if name.contains('/') {
         let path = PathBuf::from(name);
-        return (path.is_absolute() && is_program(&path)).then_some(path);
+        return match path.metadata() {
+            _ if !path.is_absolute() => Err("its path is not absolute"),
+            Err(_) => Err("there is no such file"),
+            Ok(_) if !is_program(&path) => Err("it is not executable"),
+            Ok(_) => Ok(path),
+        };
     }
     env::split_paths(path)
         .filter(|dir| dir.is_absolute())
         .map(|dir| dir.join(name))
         .find(|path| is_program(path))
+        .ok_or("it is not on PATH")
 }
 
 fn is_program(path: &Path) -> bool {
@@ -82,9 +198,11 @@ fn is_program(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
 
     use super::*;
+    use crate::config::Deadlines;
 
     #[test]
     fn programs_are_found_by_name_or_path() {
@@ -105,7 +223,97 @@ mod tests {
             ("relative path", "./runc", false),
         ];
         for (name, runtime, found) in cases {
-            assert_eq!(look_up(runtime, &path).is_some(), found, "{name}");
+            assert_eq!(look_up(runtime, &path).is_ok(), found, "{name}");
+        }
+    }
+    #[test]
+    fn systemd_makes_cgroups_where_it_is_asked_to_and_runs() {
+        let cases = [
+            ("auto", Choice::Auto, false, true, Ok(false)),
+            ("auto, wanted", Choice::Auto, true, true, Ok(true)),
+            ("auto, wanted but missing", Choice::Auto, true, false, Ok(false)),
+            ("true", Choice::On, false, true, Ok(true)),
+            ("true but missing", Choice::On, true, false, Err("systemd does not run here")),
+            ("false", Choice::Off, true, true, Ok(false)),
+        ];
+        for (name, choice, wanted, runs, expected) in cases {
+            match (systemd_cgroup(choice, wanted, runs), expected) {
+                (Ok(got), Ok(expected)) => assert_eq!(got, expected, "{name}"),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{name}"),
+                (got, _) => panic!("{name}: {got:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_nearest_choice_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = |name: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let deadlines = Deadlines::default();
+        let entry = |name: &str, args: &[&str]| {
+            let args = args.iter().map(|&arg| arg.to_owned()).collect();
+            (name.to_owned(), Entry { args, ..Entry::plain(&program(name), &deadlines) })
+        };
+        let missing = Entry {
+            place: Some("f:7".into()),
+            ..Entry::plain(dir.path().join("missing").to_str().unwrap(), &deadlines)
+        };
+        let candidates =
+            Entry { candidates: vec!["/no/such".into(), program("two")], ..missing.clone() };
+        let config = Config {
+            runtime: DefaultRuntime::Named("one".into()),
+            runtimes: BTreeMap::from([
+                entry("one", &["--one"]),
+                entry("other", &[]),
+                ("missing".into(), missing),
+                ("candidates".into(), candidates),
+            ]),
+            ..Config::default()
+        };
+        let shut = Config { allow_annotations: false, ..config.clone() };
+        let absolute = program("absolute");
+        let cases = [
+            ("default", &config, None, "", Ok(("one", 1))),
+            ("option", &config, None, absolute.as_str(), Ok(("absolute", 0))),
+            ("option that is in the table", &config, None, "other", Ok(("other", 0))),
+            ("annotation", &config, Some("other"), &absolute, Ok(("other", 0))),
+            ("candidates", &config, Some("candidates"), "", Ok(("two", 0))),
+            ("annotation switched off", &shut, Some("other"), "", Err("switches annotations off")),
+            (
+                "annotation with a path",
+                &config,
+                Some("/bin/sh"),
+                "",
+                Err("never a program by path"),
+            ),
+            (
+                "unknown name",
+                &config,
+                Some("x"),
+                "",
+                Err("unknown runtime \"x\" (configured: candidates, missing, one, other; "),
+            ),
+            ("built in, by annotation", &config, Some("runc"), "", Err("unknown runtime \"runc\"")),
+            ("missing program", &config, Some("missing"), "", Err("configured in f:7")),
+            ("missing option", &config, None, "no-runc", Err("\"no-runc\"")),
+        ];
+        for (name, config, annotation, binary_name, expected) in cases {
+            let options = RuntimeOptions { binary_name: binary_name.into(), ..Default::default() };
+            match (choose(config, &options, annotation), expected) {
+                (Ok(chosen), Ok((program, args))) => {
+                    assert_eq!(chosen.path.file_name().unwrap(), program, "{name}");
+                    assert_eq!(chosen.entry.args.len(), args, "{name}");
+                }
+                (Err(error), Err(part)) => {
+                    assert!(error.to_string().contains(part), "{name}: {error}");
+                }
+                (got, _) => panic!("{name}: {:?}", got.map(|chosen| chosen.path)),
+            }
         }
     }
 }

@@ -42,6 +42,28 @@ pub(crate) struct RuntimeOptions {
     pub(crate) config_body: Vec<u8>,
 }
 
+impl RuntimeOptions {
+    /// These options, with those of `other` where these say nothing.
+    pub(crate) fn or(self, other: &Self) -> Self {
+        let text = |own: String, other: &str| if own.is_empty() { other.to_owned() } else { own };
+        let number = |own: u32, other: u32| if own == 0 { other } else { own };
+        Self {
+            binary_name: text(self.binary_name, &other.binary_name),
+            root: text(self.root, &other.root),
+            systemd_cgroup: self.systemd_cgroup || other.systemd_cgroup,
+            no_pivot_root: self.no_pivot_root || other.no_pivot_root,
+            no_new_keyring: self.no_new_keyring || other.no_new_keyring,
+            criu_path: text(self.criu_path, &other.criu_path),
+            criu_image_path: text(self.criu_image_path, &other.criu_image_path),
+            criu_work_path: text(self.criu_work_path, &other.criu_work_path),
+            shim_cgroup: text(self.shim_cgroup, &other.shim_cgroup),
+            io_uid: number(self.io_uid, other.io_uid),
+            io_gid: number(self.io_gid, other.io_gid),
+            ..self
+        }
+    }
+}
+
 /// The options types there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {

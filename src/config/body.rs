@@ -1,0 +1,119 @@
+//! The create option `config_body`: containerd's CRI plugin writes a runtime's whole options table
+//! into it, whose keys are in CamelCase by custom, be they berth's own or those of runc's options.
+
+use super::document::{Node, Table, Value};
+use super::section::Section;
+use crate::wire::options::RuntimeOptions;
+
+/// The options of `containerd.runc.v1.Options`, as people know them from other runtimes' tables.
+pub(super) fn options(top: &mut Section<'_>) -> RuntimeOptions {
+    let options = RuntimeOptions {
+        binary_name: top.take("BinaryName", String::new()),
+        root: top.take("Root", String::new()),
+        systemd_cgroup: top.take("SystemdCgroup", false),
+        no_pivot_root: top.take("NoPivotRoot", false),
+        no_new_keyring: top.take("NoNewKeyring", false),
+        criu_path: top.take("CriuPath", String::new()),
+        criu_image_path: top.take("CriuImagePath", String::new()),
+        criu_work_path: top.take("CriuWorkPath", String::new()),
+        shim_cgroup: top.take("ShimCgroup", String::new()),
+        io_uid: top.take("IoUid", 0),
+        io_gid: top.take("IoGid", 0),
+        ..RuntimeOptions::default()
+    };
+    // containerd's own keys; a ConfigPath that is not empty would have come instead of the table.
+    for key in ["TypeUrl", "ConfigPath"] {
+        top.take(key, String::new());
+    }
+    options
+}
+
+/// Keys of [`options`], which keep their names.
+const OPTIONS: [&str; 13] = [
+    "BinaryName",
+    "Root",
+    "SystemdCgroup",
+    "NoPivotRoot",
+    "NoNewKeyring",
+    "CriuPath",
+    "CriuImagePath",
+    "CriuWorkPath",
+    "ShimCgroup",
+    "IoUid",
+    "IoGid",
+    "TypeUrl",
+    "ConfigPath",
+];
+
+/// The same table with berth's own keys as a file has them: `DefaultRuntime` is `default_runtime`.
+/// Names that people choose, those of runtimes and of variables, stay as they are.
+///
+/// # Errors
+/// A sentence for each key that is there in both forms.
+pub(super) fn normalize(table: Table) -> Result<Table, Vec<String>> {
+    let mut faults = Vec::new();
+    let mut top = keys(table, &OPTIONS, &mut faults);
+    if let Some(Node { value: Value::Table(runtimes), .. }) = top.get_mut("runtimes") {
+        for node in runtimes.values_mut() {
+            lower(node, &mut faults);
+            if let Value::Table(entry) = &mut node.value {
+                entry.get_mut("deadline").into_iter().for_each(|node| lower(node, &mut faults));
+            }
+        }
+    }
+    top.get_mut("deadline").into_iter().for_each(|node| lower(node, &mut faults));
+    if faults.is_empty() { Ok(top) } else { Err(faults) }
+}
+
+fn lower(node: &mut Node, faults: &mut Vec<String>) {
+    if let Value::Table(table) = &mut node.value {
+        *table = keys(std::mem::take(table), &[], faults);
+    }
+}
+
+fn keys(table: Table, kept: &[&str], faults: &mut Vec<String>) -> Table {
+    let mut renamed = Table::new();
+    for (key, node) in table {
+        let new = if kept.contains(&key.as_str()) { key.clone() } else { snake_case(&key) };
+        let place = node.place.clone();
+        if renamed.insert(new.clone(), node).is_some() {
+            faults.push(format!("{place}: {new}: is there twice, also as {key:?}"));
+        }
+    }
+    renamed
+}
+
+/// `NoPivotRoot` is `no_pivot_root`; a key that does not begin with a capital letter stays.
+fn snake_case(key: &str) -> String {
+    if !key.starts_with(|first: char| first.is_ascii_uppercase()) {
+        return key.to_owned();
+    }
+    let mut snake = String::with_capacity(key.len() + 4);
+    for (at, letter) in key.char_indices() {
+        if letter.is_ascii_uppercase() && at > 0 {
+            snake.push('_');
+        }
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn camel_case_is_another_form_of_the_same_key() {
+        let cases = [
+            ("DefaultRuntime", "default_runtime"),
+            ("Runtimes", "runtimes"),
+            ("default_runtime", "default_runtime"),
+            ("deadline", "deadline"),
+            ("", ""),
+            ("ÄX", "ÄX"),
+        ];
+        for (key, expected) in cases {
+            assert_eq!(snake_case(key), expected);
+        }
+    }
+}

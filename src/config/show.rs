@@ -1,0 +1,113 @@
+//! What a configuration comes to, for people.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::document::Via;
+use super::section::Setting;
+use super::source::{self, CONFIG_ANNOTATION, Environment, Loaded, RUNTIME_ANNOTATION, Request};
+use crate::cli::ConfigQuery;
+use crate::error::{Error, Result};
+use crate::runtime::table;
+use crate::wire::options::RuntimeOptions;
+
+/// The effective configuration as TOML, with the origin of each value as a comment if asked for.
+///
+/// # Errors
+/// Those that a Create would have.
+pub(crate) fn show(query: &ConfigQuery) -> Result<String> {
+    let options = RuntimeOptions {
+        config_path: query.config.as_ref().map(absolute).transpose()?.unwrap_or_default(),
+        ..RuntimeOptions::default()
+    };
+    let environment = Environment::read();
+    let annotation = |name| query.annotations.iter().rfind(|(key, _)| key == name);
+    let wanted = annotation(CONFIG_ANNOTATION).map(|(_, value)| value.as_str());
+    let request = Request { annotation: wanted, options: &options, environment: &environment };
+    let mut loaded = source::load_with_origins(request)?;
+    if let Some((_, name)) = annotation(RUNTIME_ANNOTATION) {
+        table::choose(&loaded.config, &options, Some(name))?;
+        for setting in loaded.settings.iter_mut().filter(|setting| setting.table.is_empty()) {
+            let value = match setting.key.as_str() {
+                "runtime" => "auto",
+                "default_runtime" => name,
+                _ => continue,
+            };
+            setting.value = Some(value.into());
+            setting.place = Some(format!("annotation {RUNTIME_ANNOTATION}"));
+        }
+    }
+    Ok(text(&loaded, query.origin))
+}
+
+/// Checks a file with its drop-ins; returns what to say of it.
+///
+/// # Errors
+/// [`Error::Config`] with every fault; [`Error::Denied`] and [`Error::Io`] as for a Create.
+pub(crate) fn check(file: &Path) -> Result<String> {
+    let loaded = source::load_file(Path::new(&absolute(&file.to_owned())?), Via::CommandLine)?;
+    let names: Vec<&str> = loaded.sources.iter().map(|source| source.name.as_str()).collect();
+    Ok(format!("{}: no fault found\n", names.join(", ")))
+}
+
+/// The path as another process would name it.
+fn absolute(path: &std::path::PathBuf) -> Result<String> {
+    let path = std::path::absolute(path).map_err(Error::io("find", path))?;
+    Ok(path.display().to_string())
+}
+
+fn text(Loaded { settings, sources, .. }: &Loaded, origin: bool) -> String {
+    let mut text = String::new();
+    for source in sources {
+        let _ = writeln!(text, "# {} ({})", source.name, source.via); // a String takes all
+    }
+    if sources.is_empty() {
+        text.push_str("# built-in defaults\n");
+    }
+    let mut tables: Vec<&str> = settings.iter().map(|setting| setting.table.as_str()).collect();
+    tables.sort_unstable();
+    tables.dedup();
+    for table in tables {
+        let lines: Vec<_> = settings.iter().filter(|setting| setting.table == table).collect();
+        if lines.iter().all(|setting| setting.value.is_none()) {
+            continue;
+        }
+        if !table.is_empty() {
+            let _ = write!(text, "\n[{table}]\n");
+        }
+        lines.into_iter().filter_map(|setting| line(setting, origin)).for_each(|line| {
+            text.push_str(&line);
+            text.push('\n');
+        });
+    }
+    text
+}
+
+fn line(setting: &Setting, origin: bool) -> Option<String> {
+    let line = format!("{} = {}", key(&setting.key), value(setting.value.as_ref()?));
+    let place = setting.place.as_deref().unwrap_or("default");
+    Some(if origin { format!("{line:<32} # {place}") } else { line })
+}
+
+/// A key in TOML: bare if it may be.
+pub(super) fn key(name: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if !name.is_empty() && name.bytes().all(bare) { name.to_owned() } else { quoted(name) }
+}
+
+/// Text in TOML. JSON writes it the same way, but for one control character.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
+fn value(value: &serde_json::Value) -> String {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(values) => {
+            let values: Vec<_> = values.iter().map(self::value).collect();
+            format!("[{}]", values.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
