@@ -1,12 +1,13 @@
 //! A bundle: every file that berth reads or writes in one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
@@ -202,6 +203,33 @@ impl Bundle {
             .map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
     }
 
+    /// Adds annotations to config.json, in the place of those with the same names; every other
+    /// value stays as it is written. The file is replaced atomically.
+    ///
+    /// # Errors
+    /// As [`spec`](Self::spec); the old file is then still there.
+    pub(crate) fn annotate(&self, added: &BTreeMap<String, String>) -> Result<()> {
+        let path = self.dir.join("config.json");
+        let invalid = |error| Error::Invalid(format!("{}: {error}", path.display()));
+        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let mut spec: BTreeMap<String, Box<RawValue>> =
+            serde_json::from_str(&text).map_err(invalid)?;
+        let mut annotations: BTreeMap<String, String> = match spec.get("annotations") {
+            Some(old) => serde_json::from_str::<Option<_>>(old.get()).map_err(invalid)?,
+            None => None,
+        }
+        .unwrap_or_default();
+        annotations.extend(added.clone());
+        let annotations = serde_json::value::to_raw_value(&annotations).map_err(invalid)?;
+        spec.insert("annotations".into(), annotations);
+        let new = self.dir.join(".config.json.new");
+        let _new = Scratch::write(new.clone(), &serde_json::to_vec(&spec).map_err(invalid)?)?;
+        fs::metadata(&path)
+            .and_then(|old| fs::set_permissions(&new, old.permissions()))
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(Error::io("replace", &path))
+    }
+
     /// Replaces the state file atomically.
     ///
     /// # Errors
@@ -315,6 +343,34 @@ mod tests {
         ];
         for (name, json, expected) in cases {
             assert_eq!(spec(json).has_own_pid_namespace(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn annotations_are_added_and_nothing_else_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = Bundle::open(dir.path().to_str().unwrap()).unwrap();
+        let path = dir.path().join("config.json");
+        let cases = [
+            ("none", "{}", Some(r#"{"annotations":{"a":"1"}}"#)),
+            ("null", r#"{"annotations": null}"#, Some(r#"{"annotations":{"a":"1"}}"#)),
+            (
+                "some, and numbers as they are written",
+                r#"{"linux": {"x": 1.50, "y": 18446744073709551616, "x": 2},
+                    "annotations": {"b": "2", "a": "0"}}"#,
+                Some(
+                    r#"{"annotations":{"a":"1","b":"2"},"linux":{"x": 1.50, "y": 18446744073709551616, "x": 2}}"#,
+                ),
+            ),
+            ("no object", "[]", None),
+            ("broken annotations", r#"{"annotations": 1}"#, None),
+        ];
+        for (name, text, expected) in cases {
+            fs::write(&path, text).unwrap();
+            let done = bundle.annotate(&BTreeMap::from([("a".into(), "1".into())]));
+            assert_eq!(done.is_ok(), expected.is_some(), "{name}: {done:?}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), expected.unwrap_or(text), "{name}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{name}");
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::bundle::{self, Bundle, Spec};
 use crate::cgroup::Cgroup;
-use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, Request};
+use crate::config::{self, BlockRootfs, CONFIG_ANNOTATION, Config, Environment, Request};
 use crate::container::oom::Oom;
 use crate::container::{Container, Containers, Process, Slot};
 use crate::error::{Error, Result};
@@ -31,6 +31,9 @@ use crate::wire::options::RuntimeOptions;
 const UNDO: Duration = Duration::from_secs(5);
 /// How long the runtime's terminal may take after the runtime said that the container is made.
 const CONSOLE: Duration = Duration::from_secs(5);
+
+/// Begins the names of the annotations that describe a root file system that was not mounted.
+const ROOTFS_ANNOTATION: &str = "io.containerd.berth.rootfs";
 
 /// What Create is asked for.
 pub(crate) struct Creation {
@@ -84,6 +87,31 @@ impl Drop for Record<'_> {
     }
 }
 
+/// What the runtime is told in annotations of the spec, and what is left for berth to mount.
+struct Handover<'a> {
+    annotations: BTreeMap<String, String>,
+    mounts: &'a [Mount],
+}
+
+impl<'a> Handover<'a> {
+    fn new(runtime: &Runtime, mounts: &'a [Mount]) -> Self {
+        let mut annotations = runtime.annotations.clone();
+        let device = match runtime.block_rootfs {
+            BlockRootfs::Mount => None,
+            BlockRootfs::Pass => rootfs::block_device(mounts),
+        };
+        let Some(device) = device else { return Self { annotations, mounts } };
+        for (name, value) in [
+            ("source", device.source.clone()),
+            ("type", device.kind.clone()),
+            ("options", device.options.join(",")),
+        ] {
+            annotations.insert(format!("{ROOTFS_ANNOTATION}.{name}"), value);
+        }
+        Self { annotations, mounts: &[] }
+    }
+}
+
 /// What the runtime made.
 struct Made {
     child: Child,
@@ -115,11 +143,15 @@ impl Containers {
         let options = options.or(&config.options);
         let runtime = table::resolve(&options, &config, &spec, &self.namespace)?;
         let mut record = self.record(&bundle, &runtime)?;
+        let handover = Handover::new(&runtime, &rootfs);
+        if !handover.annotations.is_empty() {
+            bundle.annotate(&handover.annotations)?;
+        }
         let limit = runtime.deadlines.of("mount");
         let helper = async |program: &Path, args: &[OsString]| {
             runtime::help(&self.reaper, program, args, bundle.dir(), limit).await
         };
-        let mounted = rootfs::mount(&rootfs, &bundle.rootfs(), helper).await?;
+        let mounted = rootfs::mount(handover.mounts, &bundle.rootfs(), helper).await?;
 
         let init = Rc::new(Process::new(id.to_string(), None, stdio));
         let io_owner = (options.io_uid, options.io_gid);

@@ -11,9 +11,9 @@ mod tests;
 mod unmount;
 
 use std::ffi::OsString;
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +36,13 @@ pub(crate) struct Mount {
     pub(crate) target: String,
     /// Words as in fstab(5), each unsplit: one may contain commas.
     pub(crate) options: Vec<String>,
+}
+
+/// The one mount that a root file system consists of, if it is a block device.
+pub(crate) fn block_device(mounts: &[Mount]) -> Option<&Mount> {
+    let [mount] = mounts else { return None };
+    let found = fs::metadata(&mount.source).ok()?;
+    (found.file_type().is_block_device() && mount.kind != "bind").then_some(mount)
 }
 
 /// A mount and how it is made.

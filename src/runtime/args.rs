@@ -97,8 +97,10 @@ pub(super) fn update(id: &ContainerId, resources: &Path) -> Vec<OsString> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::config::Deadlines;
+    use crate::config::{BlockRootfs, Deadlines};
 
     fn runtime() -> Runtime {
         Runtime {
@@ -111,6 +113,8 @@ mod tests {
             no_new_keyring: false,
             criu_path: String::new(),
             deadlines: Deadlines::default(),
+            annotations: BTreeMap::new(),
+            block_rootfs: BlockRootfs::Mount,
         }
     }
 

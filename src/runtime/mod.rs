@@ -9,6 +9,7 @@ mod output;
 pub(crate) mod table;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::bundle::{Bundle, Scratch};
 use crate::cgroup::Cgroup;
-use crate::config::Deadlines;
+use crate::config::{BlockRootfs, Deadlines};
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Pid};
 use crate::reaper::{Child, Exit, Reaper};
@@ -54,6 +55,12 @@ pub(crate) struct Runtime {
     /// How long a command may take.
     #[serde(default)]
     pub(crate) deadlines: Deadlines,
+    /// What its containers' specs say to it; only Create needs it.
+    #[serde(skip)]
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// What becomes of a root file system that is a block device; only Create needs it.
+    #[serde(skip)]
+    pub(crate) block_rootfs: BlockRootfs,
 }
 
 /// What a command needs beyond its runtime: whose it is and until when its caller waits.

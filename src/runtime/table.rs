@@ -70,6 +70,8 @@ pub(crate) fn resolve(
         no_new_keyring: options.no_new_keyring || entry.no_new_keyring,
         criu_path,
         deadlines: entry.deadlines,
+        annotations: entry.annotations,
+        block_rootfs: entry.block_rootfs,
     })
 }
 
