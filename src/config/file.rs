@@ -153,7 +153,7 @@ impl Directory {
             Errno::ENOSYS => "Linux 5.6 is needed to look it up safely".into(),
             other => other.desc().to_owned(),
         };
-        Error::Denied(format!("configuration {:?} is refused: {why}", name.display().to_string()))
+        Error::Denied(format!("{:?}: {why}", name.display().to_string()))
     }
 }
 
@@ -205,5 +205,5 @@ fn check(place: &OwnedFd, path: &Path, kind: SFlag, trust: Trust) -> Result<File
 }
 
 fn denied(path: &Path, why: &str) -> Error {
-    Error::Denied(format!("configuration {} is refused: {why}", path.display()))
+    Error::Denied(format!("{}: {why}", path.display()))
 }

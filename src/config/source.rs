@@ -107,7 +107,9 @@ pub(super) fn load_file(path: &Path, via: Via) -> Result<Loaded> {
             if via == Via::Default && source.kind() == std::io::ErrorKind::NotFound => {}
         text => parts.add(&text.map_err(|error| named(error, via))?, name(path), via),
     }
-    parts.add_drop_ins(Directory::open(&drop_ins_of(path), Trust::Host)?)?;
+    Directory::open(&drop_ins_of(path), Trust::Host)
+        .and_then(|directory| parts.add_drop_ins(directory))
+        .map_err(|error| named(error, Via::DropIn))?;
     parts.finish()
 }
 
@@ -126,11 +128,18 @@ fn load_preset(wanted: &str, host: &Config) -> Result<Loaded> {
         Err(_) if wanted.contains('/') || wanted.ends_with(".toml") => wanted.into(),
         Err(_) => format!("{wanted}.toml").into(),
     };
-    let presets = Directory::open(dir, Trust::Preset)?
-        .ok_or_else(|| denied(format!("there is no preset directory {}", dir.display())))?;
-    let mut parts = Parts::default();
-    parts.add(&presets.read(&relative)?, name(&dir.join(&relative)), Via::Annotation);
-    parts.add_drop_ins(presets.directory(&drop_ins_of(&relative))?)?;
+    let read = || -> Result<Parts> {
+        let presets = Directory::open(dir, Trust::Preset)?
+            .ok_or_else(|| Error::Denied(format!("there is no directory {}", dir.display())))?;
+        let mut parts = Parts::default();
+        parts.add(&presets.read(&relative)?, name(&dir.join(&relative)), Via::Annotation);
+        parts.add_drop_ins(presets.directory(&drop_ins_of(&relative))?)?;
+        Ok(parts)
+    };
+    let parts = read().map_err(|error| match error {
+        Error::Denied(why) => denied(why),
+        other => other,
+    })?;
     parts.finish()
 }
 
@@ -157,9 +166,10 @@ fn drop_ins_of(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Adds who named the file that is not there.
+/// Adds who named the file that cannot be had.
 fn named(error: Error, via: Via) -> Error {
     match error {
+        Error::Denied(why) => Error::Denied(format!("configuration {why} ({via})")),
         Error::Io { action, path, source } => {
             let path = format!("{} ({via})", path.display()).into();
             Error::Io { action, path, source }

@@ -139,9 +139,9 @@ impl Containers {
         if !checkpoint.is_empty() {
             return Err(Error::Unimplemented("restore from a checkpoint".into()));
         }
-        let config = self.config(&spec, &options)?;
-        let options = options.or(&config.options);
-        let runtime = table::resolve(&options, &config, &spec, &self.namespace)?;
+        let (runtime, options) = self
+            .decide(&spec, options)
+            .inspect_err(|error| log::warn!("container of pod {:?}: {error}", self.group))?;
         let mut record = self.record(&bundle, &runtime)?;
         let handover = Handover::new(&runtime, &rootfs);
         if !handover.annotations.is_empty() {
@@ -181,13 +181,20 @@ impl Containers {
         Ok(pid)
     }
 
-    /// The pod's configuration: that of its first container.
+    /// What the configuration makes of the annotations in `spec` and of the `options`.
     ///
     /// # Errors
-    /// As [`config::load`]; a refusal is also logged, because whoever wrote the annotation may not
-    /// be who has to know.
-    fn config(&self, spec: &Spec, options: &RuntimeOptions) -> Result<Rc<Config>> {
-        let annotation = spec.annotation(CONFIG_ANNOTATION);
+    /// As [`config::load`] and [`table::resolve`]. They are to be logged with the pod's id: who
+    /// wrote the annotations may not be who has to know.
+    fn decide(&self, spec: &Spec, options: RuntimeOptions) -> Result<(Runtime, RuntimeOptions)> {
+        let config = self.config(spec.annotation(CONFIG_ANNOTATION), &options)?;
+        let options = options.or(&config.options);
+        let runtime = table::resolve(&options, &config, spec, &self.namespace)?;
+        Ok((runtime, options))
+    }
+
+    /// The pod's configuration: that of its first container.
+    fn config(&self, annotation: Option<&str>, options: &RuntimeOptions) -> Result<Rc<Config>> {
         if let Some(config) = &*self.config.borrow() {
             if let Some(wanted) = annotation {
                 log::info!("annotation {CONFIG_ANNOTATION} = {wanted:?}: {} stays", config.origin);
@@ -195,12 +202,7 @@ impl Containers {
             return Ok(config.clone());
         }
         let environment = Environment::read();
-        let config = config::load(Request { annotation, options, environment: &environment })
-            .inspect_err(|error| {
-                if matches!(error, Error::Denied(_)) {
-                    log::warn!("pod {:?}: {error}", self.group);
-                }
-            })?;
+        let config = config::load(Request { annotation, options, environment: &environment })?;
         log::info!("configuration: {}", config.origin);
         let config = Rc::new(config);
         self.config.replace(Some(config.clone()));
