@@ -82,6 +82,19 @@ fn a_descriptor_3_that_does_not_listen_is_no_daemons_socket() {
     assert!(text(&output.stderr).contains("not a listening socket"));
 }
 
+/// `runtimeoptions.v1.Options` with one field.
+fn generic(field: u8, value: &str) -> Any {
+    let length = u8::try_from(value.len()).unwrap();
+    assert!(length < 128, "one byte of length");
+    let value = [&[field << 3 | 2, length], value.as_bytes()].concat();
+    Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Any::default() }
+}
+
+/// The same with a configuration file, as containerd 1.4 sends it.
+fn old(path: &str) -> Any {
+    Any { type_url: "cri.runtimeoptions.v1.Options".into(), ..generic(2, path) }
+}
+
 #[test]
 fn info_tells_the_version_and_what_the_runtime_can_do() {
     let dir = tempfile::tempdir().unwrap();
@@ -102,7 +115,13 @@ fn info_tells_the_version_and_what_the_runtime_can_do() {
     };
     let path = second.join("mine").display().to_string();
     let none = Any::default();
+    let file = dir.path().join("berth.toml");
+    fs::write(&file, format!("default_runtime = \"x\"\n[runtimes.x]\npath = {path:?}\n")).unwrap();
     let cases = [
+        ("file", both.clone(), generic(2, file.to_str().unwrap()), "{\"from\": \"mine\"}\n"),
+        ("old type", both.clone(), old(file.to_str().unwrap()), "{\"from\": \"mine\"}\n"),
+        ("table", both.clone(), generic(3, "BinaryName = 'mine'"), "{\"from\": \"mine\"}\n"),
+        ("empty generic options", both.clone(), generic(2, ""), "{\"from\": \"runc\"}\n"),
         ("runc before crun", both.clone(), none.clone(), "{\"from\": \"runc\"}\n"),
         ("crun without features", first.display().to_string(), none.clone(), ""),
         ("no runtime at all", String::new(), none, ""),
@@ -152,5 +171,64 @@ fn info_tells_what_the_installed_runtimes_can_do() {
         assert_eq!(text(&info.features.value), text(&expected), "{name}");
         let known = text(&expected).contains("ociVersionMin");
         assert!(known || name == "crun", "{name}: {}", text(&expected));
+    }
+}
+
+#[test]
+fn config_shows_what_counts_and_checks_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, bad) = (dir.path().join("good.toml"), dir.path().join("bad.toml"));
+    fs::write(&good, "deadline = 3\n[runtimes.x]\npath = \"/no/such\"\n").unwrap();
+    fs::write(&bad, "rumtime = \"x\"\ndeadline = 0\n").unwrap();
+    fs::create_dir(dir.path().join("good.toml.d")).unwrap();
+    fs::write(dir.path().join("good.toml.d/1.toml"), "[deadline]\ncreate = 4\n").unwrap();
+    let (good, bad) = (good.to_str().unwrap(), bad.to_str().unwrap());
+    let annotation = "io.containerd.berth.runtime=x";
+    let cases: [(&str, &[&str], &[&str]); 5] = [
+        ("plain", &["config", "show", "--config", good], &["\ndefault = 3.0\n", "create = 4.0\n"]),
+        (
+            "origin",
+            &["config", "show", "--origin", "--config", good],
+            &[
+                "good.toml:1 (create option ConfigPath)\n",
+                "good.toml.d/1.toml:2 (drop-in)\n",
+                "# default\n",
+            ],
+        ),
+        (
+            "annotation",
+            &["config", "show", "--origin", "--config", good, "--annotation", annotation],
+            &["default_runtime = \"x\"", "# annotation io.containerd.berth.runtime\n"],
+        ),
+        ("check", &["config", "check", good], &["good.toml", "1.toml: no fault found\n"]),
+        ("of this host", &["config", "show"], &["preset_dir = "]),
+    ];
+    for (name, args, parts) in cases {
+        let output = run(args, "", b"");
+        assert!(output.status.success() && output.stderr.is_empty(), "{name}: {output:?}");
+        for part in parts {
+            assert!(text(&output.stdout).contains(part), "{name}: {}", text(&output.stdout));
+        }
+    }
+    let unknown = "io.containerd.berth.runtime=y";
+    let refused: [(&str, &[&str], &[&str]); 6] = [
+        ("faults", &["config", "check", bad], &["bad.toml:1 ", "bad.toml:2 "]),
+        ("fault in use", &["config", "show", "--config", bad], &["bad.toml:1 "]),
+        ("missing", &["config", "check", "/no/such"], &["/no/such"]),
+        (
+            "unknown runtime",
+            &["config", "show", "--config", good, "--annotation", unknown],
+            &["unknown runtime \"y\" (configured: x;"],
+        ),
+        ("unknown flag", &["config", "show", "--orign"], &["unknown flag -orign"]),
+        ("no file", &["config", "check"], &["config check FILE"]),
+    ];
+    for (name, args, parts) in refused {
+        let output = run(args, "", b"");
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(output.stdout.is_empty(), "{name}");
+        for part in parts {
+            assert!(text(&output.stderr).contains(part), "{name}: {}", text(&output.stderr));
+        }
     }
 }

@@ -29,6 +29,8 @@ const AUTO: &str = "auto";
 const PRESET_DIR: &str = "/etc/berth/presets";
 /// A runtime command's time where nothing else is configured.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+/// The key of a runtime command's time.
+const DEADLINE: &str = "deadline";
 /// Longer than any command needs; a bound keeps arithmetic on times safe.
 const MAX_DEADLINE: Duration = Duration::from_secs(3600);
 
@@ -343,19 +345,11 @@ fn entry(mut section: Section<'_>, place: &Place, inherited: &Deadlines) -> Entr
     entry
 }
 
-/// A number of seconds for all commands, or a table with one for each.
+/// The table `deadline`; what it does not say is `inherited`.
 fn deadlines(section: &mut Section<'_>, inherited: &Deadlines) -> Deadlines {
-    const KEY: &str = "deadline";
     let mut deadlines = inherited.clone();
-    let table = match section.take_node(KEY) {
-        Some(Node { value: Value::Table(table), .. }) => table,
-        Some(node) => {
-            deadlines.commands.clear();
-            Table::from([("default".to_owned(), node)])
-        }
-        None => Table::new(),
-    };
-    let mut section = section.section(KEY, table);
+    let table = section.take_table(DEADLINE).unwrap_or_default();
+    let mut section = section.section(DEADLINE, table);
     let shown = Some(deadlines.default.as_secs_f64());
     if let Some(seconds) = section.take_checked("default", shown, check_seconds) {
         deadlines.default = Duration::from_secs_f64(seconds);
@@ -368,6 +362,26 @@ fn deadlines(section: &mut Section<'_>, inherited: &Deadlines) -> Deadlines {
     }
     section.finish();
     deadlines
+}
+
+/// Gives a `deadline` that is a plain number the form of a table, so that it merges like one.
+fn expand_deadlines(table: &mut Table) {
+    let expand = |table: &mut Table| {
+        let Some(node) = table.get_mut(DEADLINE) else { return };
+        if let Value::Leaf(_) = node.value {
+            let default = ("default".to_owned(), node.clone());
+            node.value = Value::Table(Table::from([default]));
+        }
+    };
+    expand(table);
+    let Some(Node { value: Value::Table(runtimes), .. }) = table.get_mut("runtimes") else {
+        return;
+    };
+    for entry in runtimes.values_mut() {
+        if let Value::Table(entry) = &mut entry.value {
+            expand(entry);
+        }
+    }
 }
 
 fn check_seconds(seconds: &f64) -> Result<(), String> {

@@ -121,8 +121,8 @@ impl<'r> Section<'r> {
         tables
     }
 
-    /// The node of `key` as it stands, for a key of more than one type.
-    pub(super) fn take_node(&mut self, key: &'static str) -> Option<Node> {
+    /// The node of `key` as it stands.
+    fn take_node(&mut self, key: &'static str) -> Option<Node> {
         self.known.push(key);
         self.nodes.remove(key)
     }
@@ -161,7 +161,8 @@ impl<'r> Section<'r> {
         if self.name.is_empty() { String::new() } else { format!("{}.", self.name) }
     }
 
-    fn take_table(&mut self, key: &'static str) -> Option<Table> {
+    /// The table `key`; `None` if it is missing or no table.
+    pub(super) fn take_table(&mut self, key: &'static str) -> Option<Table> {
         let Node { place, value } = self.take_node(key)?;
         match value {
             Value::Table(table) => Some(table),

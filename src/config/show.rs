@@ -17,7 +17,7 @@ use crate::wire::options::RuntimeOptions;
 /// Those that a Create would have.
 pub(crate) fn show(query: &ConfigQuery) -> Result<String> {
     let options = RuntimeOptions {
-        config_path: query.config.as_ref().map(absolute).transpose()?.unwrap_or_default(),
+        config_path: query.config.as_deref().map(absolute).transpose()?.unwrap_or_default(),
         ..RuntimeOptions::default()
     };
     let environment = Environment::read();
@@ -26,7 +26,7 @@ pub(crate) fn show(query: &ConfigQuery) -> Result<String> {
     let request = Request { annotation: wanted, options: &options, environment: &environment };
     let mut loaded = source::load_with_origins(request)?;
     if let Some((_, name)) = annotation(RUNTIME_ANNOTATION) {
-        table::choose(&loaded.config, &options, Some(name))?;
+        table::select(&loaded.config, &options, Some(name))?;
         for setting in loaded.settings.iter_mut().filter(|setting| setting.table.is_empty()) {
             let value = match setting.key.as_str() {
                 "runtime" => "auto",
@@ -43,15 +43,19 @@ pub(crate) fn show(query: &ConfigQuery) -> Result<String> {
 /// Checks a file with its drop-ins; returns what to say of it.
 ///
 /// # Errors
-/// [`Error::Config`] with every fault; [`Error::Denied`] and [`Error::Io`] as for a Create.
-pub(crate) fn check(file: &Path) -> Result<String> {
-    let loaded = source::load_file(Path::new(&absolute(&file.to_owned())?), Via::CommandLine)?;
+/// Every fault on a line of its own.
+pub(crate) fn check(file: &Path) -> Result<String, String> {
+    let load = || source::load_file(Path::new(&absolute(file)?), Via::CommandLine);
+    let loaded = load().map_err(|error| match error {
+        Error::Config(faults) => faults.join("\n"),
+        other => other.to_string(),
+    })?;
     let names: Vec<&str> = loaded.sources.iter().map(|source| source.name.as_str()).collect();
     Ok(format!("{}: no fault found\n", names.join(", ")))
 }
 
 /// The path as another process would name it.
-fn absolute(path: &std::path::PathBuf) -> Result<String> {
+fn absolute(path: &Path) -> Result<String> {
     let path = std::path::absolute(path).map_err(Error::io("find", path))?;
     Ok(path.display().to_string())
 }
@@ -86,7 +90,7 @@ fn text(Loaded { settings, sources, .. }: &Loaded, origin: bool) -> String {
 fn line(setting: &Setting, origin: bool) -> Option<String> {
     let line = format!("{} = {}", key(&setting.key), value(setting.value.as_ref()?));
     let place = setting.place.as_deref().unwrap_or("default");
-    Some(if origin { format!("{line:<32} # {place}") } else { line })
+    Some(if origin { format!("{line:<40} # {place}") } else { line })
 }
 
 /// A key in TOML: bare if it may be.

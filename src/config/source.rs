@@ -9,7 +9,7 @@ use std::rc::Rc;
 use super::document::{self, Source, Table, Via};
 use super::file::{self, Directory, Trust};
 use super::section::{Report, Setting};
-use super::{Config, body};
+use super::{Config, body, expand_deadlines};
 use crate::error::{Error, Result};
 use crate::wire::options::RuntimeOptions;
 
@@ -195,7 +195,10 @@ impl Parts {
             _ => Ok(table),
         });
         match table {
-            Ok(table) => document::merge(&mut self.table, table),
+            Ok(mut table) => {
+                expand_deadlines(&mut table);
+                document::merge(&mut self.table, table);
+            }
             Err(faults) => self.faults.extend(faults),
         }
         self.sources.push(source);

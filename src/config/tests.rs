@@ -15,7 +15,8 @@ use crate::error::Error;
 fn read(text: &str, via: Via) -> Result<Config, Vec<String>> {
     let source = Rc::new(Source { name: "test.toml".into(), via });
     let table = document::parse(text.as_bytes(), &source)?;
-    let table = if via == Via::ConfigBody { body::normalize(table)? } else { table };
+    let mut table = if via == Via::ConfigBody { body::normalize(table)? } else { table };
+    expand_deadlines(&mut table);
     let mut report = Report::default();
     let config = Config::read(table, Some(via), &mut report);
     if report.faults.is_empty() { Ok(config) } else { Err(report.faults) }
@@ -165,7 +166,7 @@ fn every_key_has_its_effect() {
     assert_eq!(gvisor, [1.5, 2.0, 20.0]);
     let any = &config.runtimes["any"];
     assert_eq!(any.candidates, ["a", "/b"]);
-    assert_eq!(["create", "kill"].map(|command| seconds(&any.deadlines, command)), [3.0, 3.0]);
+    assert_eq!(["create", "kill"].map(|command| seconds(&any.deadlines, command)), [1.5, 3.0]);
     assert_eq!(["create", "kill"].map(|command| seconds(&config.deadlines, command)), [1.5, 20.0]);
     assert_eq!(config.runtime, DefaultRuntime::Named("gvisor".into()));
     assert!(!config.allow_annotations);
@@ -457,7 +458,8 @@ fn an_annotation_selects_only_what_is_safe_in_the_preset_directory() {
 /// The keys of every table with their values; the one runtime of it is called `gvisor`.
 fn settings(text: &str) -> Vec<section::Setting> {
     let source = Rc::new(Source { name: "berth.toml".into(), via: Via::Default });
-    let table = document::parse(text.as_bytes(), &source).unwrap();
+    let mut table = document::parse(text.as_bytes(), &source).unwrap();
+    expand_deadlines(&mut table);
     let mut report = Report::default();
     Config::read(table, Some(Via::Default), &mut report);
     assert_eq!(report.faults, [""; 0]);

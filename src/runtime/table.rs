@@ -75,21 +75,16 @@ pub(crate) fn resolve(
     })
 }
 
-/// The runtime that a container's annotation, `options` and `config` choose.
+/// The runtime that a container's annotation, `options` and `config` choose, and its program.
 ///
 /// # Errors
-/// [`Error::Denied`] for an annotation that is switched off or is a path, [`Error::Invalid`] for one
-/// that is not in the table, [`Error::NoRuntime`] with the name that was looked for.
+/// As [`select`]; [`Error::NoRuntime`] with the name that was looked for.
 pub(crate) fn choose<'a>(
     config: &'a Config,
     options: &RuntimeOptions,
     annotation: Option<&str>,
 ) -> Result<Chosen<'a>> {
-    let entry = match (annotation, options.binary_name.as_str()) {
-        (Some(name), _) => Cow::Borrowed(annotated(config, name)?),
-        (None, "") => by_default(config),
-        (None, program) => by_option(config, program),
-    };
+    let entry = select(config, options, annotation)?;
     let path = env::var_os("PATH").unwrap_or_default();
     for candidate in &entry.candidates {
         match look_up(candidate, &path) {
@@ -105,6 +100,23 @@ pub(crate) fn choose<'a>(
         None => "install it, or set `runtime` in /etc/berth/config.toml".into(),
     };
     Err(Error::NoRuntime { name: entry.candidates.join(" or "), hint })
+}
+
+/// The runtime that a container's annotation, `options` and `config` choose.
+///
+/// # Errors
+/// [`Error::Denied`] for an annotation that is switched off or is a path, [`Error::Invalid`] for one
+/// that is not in the table.
+pub(crate) fn select<'a>(
+    config: &'a Config,
+    options: &RuntimeOptions,
+    annotation: Option<&str>,
+) -> Result<Cow<'a, Entry>> {
+    match (annotation, options.binary_name.as_str()) {
+        (Some(name), _) => annotated(config, name).map(Cow::Borrowed),
+        (None, "") => Ok(by_default(config)),
+        (None, program) => Ok(by_option(config, program)),
+    }
 }
 
 /// The entry that a container's annotation names.
