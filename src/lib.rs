@@ -26,9 +26,11 @@
 //! reaper.rs     the only wait; spawns the daemon's children; `Watch` keeps exits that precede the pid
 //! rpc/          ttrpc: mod.rs: frames, pure; server.rs; client.rs, blocking.rs: calls; stream.rs
 //! wire/         protobuf messages <-> our types, pure
-//! bundle.rs     `Bundle`: every file we read or write in one; the config.json fields we need
+//! bundle/       mod.rs: `Bundle`: every file we read or write in one; spec.rs: the config.json fields
+//!               we need
 //! config/       mod.rs: typed `Config`, checked once; source.rs: which file wins; file.rs: safe to
 //!               read? document.rs, body.rs: TOML -> tree with places; section.rs: keys out of it;
+//!               entry.rs: one runtime of the table;
 //!               show.rs: `config show` and `check`
 //! socket.rs     address of a group's shim; bind, probe, unlink guard
 //! ids.rs        `ContainerId`, `ExecId`, `Namespace`, `Pid`: checked once, where they enter

@@ -1,17 +1,21 @@
 //! A bundle: every file that berth reads or writes in one.
 
-use std::collections::{BTreeMap, HashMap};
+mod spec;
+
+pub(crate) use spec::Spec;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
-use crate::ids::{ContainerId, ExecId, Pid};
+use crate::ids::{ExecId, Pid};
 use crate::runtime::Runtime;
 
 /// The state file; its name begins like no file of containerd or of a runtime.
@@ -51,101 +55,6 @@ impl State {
     pub(crate) fn new(group: String, socket: PathBuf, runtime: Runtime) -> Self {
         Self { version: STATE_VERSION, group, socket, runtime, init: None, cgroup: None }
     }
-}
-
-/// The fields of config.json that berth needs; everything else is the runtime's business.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct Spec {
-    /// Annotations of the container.
-    #[serde(deserialize_with = "null_is_default")]
-    pub(crate) annotations: HashMap<String, String>,
-    #[serde(deserialize_with = "null_is_default")]
-    linux: Linux,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Linux {
-    #[serde(deserialize_with = "null_is_default")]
-    cgroups_path: String,
-    #[serde(deserialize_with = "null_is_default")]
-    namespaces: Vec<Namespace>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Namespace {
-    #[serde(rename = "type")]
-    kind: String,
-    path: String,
-}
-
-fn null_is_default<'de, D, T>(deserializer: D) -> std::result::Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
-}
-
-impl Spec {
-    /// What the container's annotation `name` says; one that is empty says nothing.
-    pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
-        self.annotations.get(name).map(String::as_str).filter(|value| !value.is_empty())
-    }
-
-    /// Whether the kernel ends every process of the container with its init: the container has a
-    /// PID namespace that is new, neither the host's nor another container's.
-    pub(crate) fn has_own_pid_namespace(&self) -> bool {
-        self.linux.namespaces.iter().any(|space| space.kind == "pid" && space.path.is_empty())
-    }
-
-    /// Whether `cgroupsPath` is of systemd's form `slice:prefix:name`, which only the systemd
-    /// cgroup driver of a runtime understands.
-    pub(crate) fn wants_systemd_cgroup(&self) -> bool {
-        let path = &self.linux.cgroups_path;
-        !path.starts_with('/') && path.split(':').count() == 3
-    }
-
-    /// Where the runtime makes the container's cgroup, from the root of the hierarchies; `None`
-    /// unless the path ends with the container's own `id`, as every client of containerd has it:
-    /// any other might be somebody else's too.
-    pub(crate) fn cgroup_path(&self, id: &ContainerId) -> Option<PathBuf> {
-        let path = &self.linux.cgroups_path;
-        if !self.wants_systemd_cgroup() {
-            let path = Path::new(path);
-            let clean = path.components().all(|part| !matches!(part, Component::ParentDir));
-            let own = path.file_name().is_some_and(|name| name == id.as_str());
-            return (clean && path.is_absolute() && own).then(|| path.to_owned());
-        }
-        let mut parts = path.split(':');
-        let (slice, prefix, name) = (parts.next()?, parts.next()?, parts.next()?);
-        let unit = match prefix {
-            "" => format!("{name}.scope"),
-            prefix => format!("{prefix}-{name}.scope"),
-        };
-        let own = name == id.as_str() && !slice.contains('/') && !prefix.contains('/');
-        own.then(|| slice_path(slice).join(unit))
-    }
-}
-
-/// The directory of a systemd slice: `a-b.slice` lies in `a.slice` ([systemd.slice]).
-///
-/// [systemd.slice]: https://www.freedesktop.org/software/systemd/man/latest/systemd.slice.html
-fn slice_path(slice: &str) -> PathBuf {
-    let name = match slice {
-        "" => "system",
-        slice => slice.strip_suffix(".slice").unwrap_or(slice),
-    };
-    let mut path = PathBuf::from("/");
-    if name == "-" {
-        return path; // the root slice
-    }
-    for (end, _) in name.match_indices('-').chain([(name.len(), "")]) {
-        path.push(format!("{}.slice", &name[..end]));
-    }
-    path
 }
 
 impl Bundle {
@@ -324,28 +233,6 @@ impl Drop for Scratch {
 mod tests {
     use super::*;
 
-    fn spec(json: &str) -> Spec {
-        serde_json::from_str(json).unwrap()
-    }
-
-    #[test]
-    fn a_pid_namespace_is_own_only_if_it_is_new() {
-        let cases = [
-            ("new", r#"{"linux":{"namespaces":[{"type":"mount"},{"type":"pid"}]}}"#, true),
-            (
-                "joined",
-                r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#,
-                false,
-            ),
-            ("host", r#"{"linux":{"namespaces":[{"type":"mount"}]}}"#, false),
-            ("null", r#"{"linux":{"namespaces":null}}"#, false),
-            ("no linux", "{}", false),
-        ];
-        for (name, json, expected) in cases {
-            assert_eq!(spec(json).has_own_pid_namespace(), expected, "{name}");
-        }
-    }
-
     #[test]
     fn annotations_are_added_and_nothing_else_changes() {
         let dir = tempfile::tempdir().unwrap();
@@ -371,48 +258,6 @@ mod tests {
             assert_eq!(done.is_ok(), expected.is_some(), "{name}: {done:?}");
             assert_eq!(fs::read_to_string(&path).unwrap(), expected.unwrap_or(text), "{name}");
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{name}");
-        }
-    }
-
-    #[test]
-    fn systemd_cgroups_are_known_by_their_path() {
-        let cases = [
-            ("systemd", "kubepods-burstable.slice:cri-containerd:abc", true),
-            ("default slice", ":docker:abc", true),
-            ("cgroupfs", "/default/abc", false),
-            ("cgroupfs with colons", "/a:b:c", false),
-            ("relative", "abc", false),
-            ("none", "", false),
-        ];
-        for (name, path, expected) in cases {
-            let json = format!(r#"{{"linux":{{"cgroupsPath":"{path}"}}}}"#);
-            assert_eq!(spec(&json).wants_systemd_cgroup(), expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_cgroup_is_known_by_the_containers_id() {
-        let cases = [
-            ("cgroupfs", "/default/abc", Some("/default/abc")),
-            ("somebody else's", "/default/abd", None),
-            ("climbing", "/default/../abc", None),
-            ("none", "", None),
-            (
-                "systemd",
-                "kubepods-burstable-pod1.slice:cri-containerd:abc",
-                Some(
-                    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-containerd-abc.scope",
-                ),
-            ),
-            ("default slice", ":docker:abc", Some("/system.slice/docker-abc.scope")),
-            ("root slice", "-.slice:docker:abc", Some("/docker-abc.scope")),
-            ("another's scope", "a.slice:docker:abd", None),
-        ];
-        let id = ContainerId::new("abc").unwrap();
-        for (name, path, expected) in cases {
-            let json = format!(r#"{{"linux":{{"cgroupsPath":"{path}"}}}}"#);
-            let found = spec(&json).cgroup_path(&id);
-            assert_eq!(found.as_deref(), expected.map(Path::new), "{name}");
         }
     }
 

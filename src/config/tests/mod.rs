@@ -1,0 +1,4 @@
+//! The rules of the configuration.
+
+mod sources;
+mod values;
