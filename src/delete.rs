@@ -8,7 +8,6 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -77,7 +76,7 @@ pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>> {
 fn group(own: Leftover) -> Vec<Leftover> {
     let mut all = Vec::new();
     if let Some(state) = &own.state {
-        if UnixStream::connect(&state.socket).is_err() {
+        if !socket::is_alive(&state.socket, own.id.as_str()) {
             all = siblings(&own, &state.group);
             socket::remove_dead(&state.socket);
         }
@@ -92,7 +91,8 @@ fn remove_unused_socket(own: &Leftover, flags: &Flags) {
     let Ok(group) = start::group(&own.bundle.dir().join("config.json")) else { return };
     let group = group.as_deref().unwrap_or(own.id.as_str());
     let dir = Path::new(socket::DIR);
-    if let Ok(socket) = socket::path(dir, &flags.address, &flags.namespace, group) {
+    let Ok(socket) = socket::path(dir, &flags.address, &flags.namespace, group) else { return };
+    if !socket::is_alive(&socket, own.id.as_str()) {
         socket::remove_dead(&socket);
     }
 }

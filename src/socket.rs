@@ -3,6 +3,10 @@
 //!
 //! A living shim unlinks its socket before it closes it. So a socket that refuses connections
 //! belongs to a dead one and may be unlinked, under a lock on the directory, by whoever finds it.
+//!
+//! One that takes connections need not belong to a living one: the kernel closes a killed
+//! process's descriptors one by one, often the listener last, so that containerd may see its
+//! connection end while new ones are still taken. Only an answer tells.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -39,6 +43,8 @@ pub(crate) const DIR: &str = "/run/containerd/s";
 const MAX_PATH: usize = 106;
 /// For finding out what to do with a socket that is there already, questions included.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// For the answer of a shim, in `delete`; one that gives none in that time is left alone.
+const ANSWER: Duration = Duration::from_secs(1);
 /// For the directory's lock, in `delete`; who comes next replaces a dead socket anyway.
 const REMOVE: Duration = Duration::from_millis(200);
 /// Between two looks at a directory's lock or at a socket that is just going away.
@@ -133,6 +139,26 @@ pub(crate) fn remove(path: &Path) {
     if let Err(errno) = unlink(path) {
         if errno != Errno::ENOENT {
             log::warn!("cannot remove {}: {errno}", path.display());
+        }
+    }
+}
+
+/// Whether the shim of a socket lives. One that is just ending does not, nor does one that was
+/// killed, whose listener may outlast its connections by a moment; one that hangs does.
+pub(crate) fn is_alive(path: &Path, id: &str) -> bool {
+    let deadline = Instant::now() + ANSWER;
+    loop {
+        match connect_now(path) {
+            Ok(stream) => {
+                if !matches!(ask(stream, path, id, deadline), Ok(None)) {
+                    return true;
+                }
+            }
+            Err(Errno::EAGAIN) => {} // a full queue of connections
+            Err(_) => return false,
+        }
+        if pause(path, deadline).is_err() {
+            return true;
         }
     }
 }
@@ -370,6 +396,22 @@ mod tests {
         let error = claim(&path, "x").unwrap_err();
         assert!(matches!(error, Error::Deadline { .. }), "{error}");
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_listener_that_goes_away_is_no_living_shim() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        assert!(!is_alive(&path, "x"));
+        let listener = UnixListener::bind(&path).unwrap();
+        let ending = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            drop(listener);
+        });
+        assert!(!is_alive(&path, "x"));
+        ending.join().unwrap();
+        let _hanging = UnixListener::bind(dir.path().join("t")).unwrap();
+        assert!(is_alive(&dir.path().join("t"), "x"));
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! The `delete` subcommand: what containerd runs when a daemon has died.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
+use std::thread;
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::support::{Host, Shim, Spec, skipped, stock};
 
@@ -132,6 +136,54 @@ fn a_daemon_killed_before_its_first_create_leaves_no_socket() {
         host.start(id, spec).crash();
         delete(&host, id, 0); // the host complains about a socket that is left
     }
+}
+
+/// The kernel closes a killed daemon's descriptors one by one: containerd may see its connection
+/// end, and call `delete`, while the listener still takes connections.
+#[test]
+fn a_killed_daemon_whose_listener_is_not_closed_yet_is_dead() {
+    if skipped("delete tells a dying daemon from a living one") {
+        return;
+    }
+    for created in [true, false] {
+        let host = Host::new();
+        let shim = host.start("pod", Spec::idle());
+        let pid = if created { shim.run("pod") } else { 0 };
+        if created {
+            host.prepare("c", Spec::idle().of_pod("pod"));
+            shim.run("c");
+        }
+        shim.crash();
+        let socket = shim.address().strip_prefix("unix://").unwrap();
+        fs::remove_file(socket).unwrap();
+        let listener = UnixListener::bind(socket).unwrap();
+        let kernel = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            drop(listener);
+        });
+        delete(&host, "pod", pid);
+        assert_clean(&host); // and the host complains about a socket that is left
+        kernel.join().unwrap();
+    }
+}
+
+#[test]
+fn delete_beside_a_daemon_that_hangs_leaves_its_pod_alone() {
+    if skipped("delete needs no file of the bundle") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("pod", Spec::idle());
+    shim.run("pod");
+    host.prepare("c", Spec::idle().of_pod("pod"));
+    let pid = shim.run("c");
+    shim.signal(Signal::SIGSTOP);
+    delete(&host, "c", pid);
+    shim.signal(Signal::SIGCONT);
+    shim.exec_run("pod", "e", "exit 1").unwrap();
+    assert_eq!(shim.reap("pod", "e"), 1);
+    assert_eq!(shim.remove("c"), 137);
+    shim.end();
 }
 
 #[test]
