@@ -31,6 +31,9 @@ pub(crate) enum Error {
     /// An id that is in use.
     #[error("{what} {id:?} already exists")]
     Exists { what: &'static str, id: String },
+    /// A pod's container before its sandbox.
+    #[error("container {id:?} is of sandbox {sandbox:?}, which does not exist: create it first")]
+    NoSandbox { id: String, sandbox: String },
     /// The lifecycle has no such step from where the process is.
     #[error("cannot {change} {id:?} while it is {state}")]
     State { id: String, change: &'static str, state: &'static str },
@@ -98,7 +101,9 @@ impl Error {
             Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::NotFound { .. } | Self::Finished { .. } => Code::NOT_FOUND,
             Self::Exists { .. } => Code::ALREADY_EXISTS,
-            Self::State { .. } | Self::NoRuntime { .. } => Code::FAILED_PRECONDITION,
+            Self::State { .. } | Self::NoRuntime { .. } | Self::NoSandbox { .. } => {
+                Code::FAILED_PRECONDITION
+            }
             Self::Runtime { .. } => Code::UNKNOWN,
             Self::Deadline { .. } => Code::DEADLINE_EXCEEDED,
             Self::Io { .. } | Self::Mount { .. } | Self::Sys { .. } => Code::INTERNAL,

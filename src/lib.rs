@@ -12,8 +12,9 @@
 //! daemon.rs     the long life: sub-reaper, signals, server, end; log.rs: records -> `log` FIFO
 //! service/      the ttrpc services: decode, call, encode
 //! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
-//!               create.rs, exec.rs, exit.rs: its beginnings and ends; oom.rs: tells of OOM kills;
+//!               handover.rs: what is left to the runtime; create.rs, exec.rs, exit.rs: its beginnings and ends; oom.rs: tells of OOM kills;
 //!               process.rs: id, pid, stdio, state; state.rs: the lifecycle as one pure table
+//! sandbox/      kind.rs: sandbox, pod container or single; sizing.rs: CPUs and memory; both pure
 //! runtime/      mod.rs: `Runtime`, one method per OCI command; table.rs: discovery; args.rs: argv,
 //!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`
 //! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
@@ -91,6 +92,7 @@ mod reaper;
 mod rootfs;
 mod rpc;
 mod runtime;
+mod sandbox;
 mod service;
 mod socket;
 mod start;

@@ -116,10 +116,14 @@ struct Annotations {
     group: String,
     #[serde(rename = "io.kubernetes.cri.sandbox-id", default)]
     sandbox: String,
+    #[serde(rename = "io.kubernetes.cri-o.SandboxID", default)]
+    crio_sandbox: String,
+    #[serde(rename = "io.kubernetes.sandbox.id", default)]
+    dockershim_sandbox: String,
 }
 
 /// The group that a bundle's container belongs to, from the annotations of its config.json; of
-/// two the more special one. A sandbox without a spec has no such file, or an empty one.
+/// several the more special one. A sandbox without a spec has no such file, or an empty one.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Invalid`] if the file is no OCI configuration.
@@ -133,8 +137,10 @@ pub(crate) fn group(config: &Path) -> Result<Option<String>> {
     }
     let spec: Spec = serde_json::from_slice(&text)
         .map_err(|error| Error::Invalid(format!("broken {}: {error}", config.display())))?;
-    let annotations = spec.annotations.unwrap_or_default();
-    Ok([annotations.group, annotations.sandbox].into_iter().find(|group| !group.is_empty()))
+    let Annotations { group, sandbox, crio_sandbox, dockershim_sandbox } =
+        spec.annotations.unwrap_or_default();
+    let groups = [group, sandbox, crio_sandbox, dockershim_sandbox];
+    Ok(groups.into_iter().find(|group| !group.is_empty()))
 }
 
 /// A daemon that nobody was told of yet; killed when dropped, and its socket unlinked.

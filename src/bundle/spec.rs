@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use crate::ids::ContainerId;
+use crate::sandbox::sizing::Limits;
 
 /// The fields of config.json that berth needs; everything else is the runtime's business.
 #[derive(Debug, Default, Deserialize)]
@@ -14,8 +15,21 @@ pub(crate) struct Spec {
     /// Annotations of the container.
     #[serde(deserialize_with = "null_is_default")]
     pub(crate) annotations: HashMap<String, String>,
+    /// Mounts of the container.
+    #[serde(deserialize_with = "null_is_default")]
+    pub(crate) mounts: Vec<SpecMount>,
     #[serde(deserialize_with = "null_is_default")]
     linux: Linux,
+}
+
+/// One mount of a container.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct SpecMount {
+    /// Where in the container.
+    pub(crate) destination: String,
+    /// What of the host.
+    pub(crate) source: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -25,6 +39,35 @@ struct Linux {
     cgroups_path: String,
     #[serde(deserialize_with = "null_is_default")]
     namespaces: Vec<Namespace>,
+    #[serde(deserialize_with = "null_is_default")]
+    resources: Resources,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Resources {
+    #[serde(deserialize_with = "null_is_default")]
+    cpu: Cpu,
+    #[serde(deserialize_with = "null_is_default")]
+    memory: Memory,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Cpu {
+    #[serde(deserialize_with = "null_is_default")]
+    period: u64,
+    #[serde(deserialize_with = "null_is_default")]
+    quota: i64,
+    #[serde(deserialize_with = "null_is_default")]
+    shares: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Memory {
+    #[serde(deserialize_with = "null_is_default")]
+    limit: i64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -47,6 +90,13 @@ impl Spec {
     /// What the container's annotation `name` says; one that is empty says nothing.
     pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// The limits that the container itself has.
+    pub(crate) fn limits(&self) -> Limits {
+        let Resources { cpu, memory } = &self.linux.resources;
+        let Cpu { period, quota, shares } = *cpu;
+        Limits { period, quota, shares, memory: memory.limit }
     }
 
     /// Whether the kernel ends every process of the container with its init: the container has a

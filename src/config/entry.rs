@@ -10,6 +10,8 @@ use super::Choice;
 use super::document::{Node, Place, Table, Value};
 use super::section::Section;
 
+/// Kata's name for the opposite of `guest_empty_dir`.
+const DISABLE_EMPTY_DIR: &str = "disable_guest_empty_dir";
 /// A runtime command's time where nothing else is configured.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 /// The key of a runtime command's time.
@@ -42,6 +44,12 @@ pub(crate) struct Entry {
     pub(crate) deadlines: Deadlines,
     /// What is done with a root file system that is a block device.
     pub(crate) block_rootfs: BlockRootfs,
+    /// What is done with a root file system that is a Nydus image.
+    pub(crate) nydus_rootfs: NydusRootfs,
+    /// Whether the runtime makes emptyDirs by itself, in its guest.
+    pub(crate) guest_empty_dir: bool,
+    /// Whether the runtime wants to know the pod's size.
+    pub(crate) sizing: bool,
     /// Environment of the runtime's commands, on top of the daemon's.
     pub(crate) env: BTreeMap<String, String>,
     /// Put into each container's spec for the runtime to see.
@@ -55,6 +63,17 @@ pub(crate) enum BlockRootfs {
     /// It is mounted.
     #[default]
     Mount,
+    /// The runtime mounts it: annotations of the spec name it.
+    Pass,
+}
+
+/// What is done with a root file system that is a Nydus image, or layers for a guest to mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NydusRootfs {
+    /// Create fails: on the host there is nothing to mount.
+    #[default]
+    Refuse,
     /// The runtime mounts it: annotations of the spec name it.
     Pass,
 }
@@ -74,6 +93,9 @@ impl Entry {
             rootless: Choice::Auto,
             deadlines: deadlines.clone(),
             block_rootfs: BlockRootfs::Mount,
+            nydus_rootfs: NydusRootfs::Refuse,
+            guest_empty_dir: false,
+            sizing: false,
             env: BTreeMap::new(),
             annotations: BTreeMap::new(),
         }
@@ -117,6 +139,9 @@ pub(super) fn entry(mut section: Section<'_>, place: &Place, inherited: &Deadlin
         rootless: section.take("rootless", Choice::Auto),
         deadlines: deadlines(&mut section, inherited),
         block_rootfs: section.take("block_rootfs", BlockRootfs::Mount),
+        nydus_rootfs: section.take("nydus_rootfs", NydusRootfs::Refuse),
+        guest_empty_dir: guest_empty_dir(&mut section),
+        sizing: section.take("sizing", false),
         env: section.take_texts("env", |name, value| {
             let broken = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
             if broken { Err(format!("{name:?} cannot be set in an environment")) } else { Ok(()) }
@@ -128,6 +153,21 @@ pub(super) fn entry(mut section: Section<'_>, place: &Place, inherited: &Deadlin
     };
     section.finish();
     entry
+}
+
+/// `guest_empty_dir`, or the opposite under Kata's name for it.
+fn guest_empty_dir(section: &mut Section<'_>) -> bool {
+    let own = section.take_checked("guest_empty_dir", Some(false), |_: &bool| Ok(()));
+    let place = section.place(DISABLE_EMPTY_DIR).cloned();
+    let disabled = section.take_checked(DISABLE_EMPTY_DIR, None, |_: &bool| Ok(()));
+    match (own, disabled) {
+        (Some(own), Some(disabled)) if own == disabled => {
+            section.fault(place.as_ref(), DISABLE_EMPTY_DIR, "contradicts guest_empty_dir");
+            own
+        }
+        (Some(own), _) => own,
+        (None, disabled) => disabled == Some(false),
+    }
 }
 
 /// How long the commands of a runtime may take.

@@ -20,6 +20,7 @@ use crate::ids::{ContainerId, ExecId, Pid};
 use crate::reaper::Exit;
 use crate::rootfs::RootfsMount;
 use crate::runtime::{Call, Runtime, failure};
+use crate::sandbox::kind::Kind;
 
 /// How long Delete waits for output that has not reached its reader.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -37,6 +38,8 @@ pub(crate) struct Container {
     pub(crate) init: Rc<Process>,
     pub(super) shared: Rc<Containers>,
     pub(super) runtime: Runtime,
+    /// What it is to its pod.
+    pub(super) kind: Kind,
     /// Who owns the pipes: the options' `IoUid` and `IoGid`.
     pub(super) io_owner: (u32, u32),
     pub(super) own_pid_namespace: bool,

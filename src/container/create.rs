@@ -14,7 +14,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::bundle::{self, Bundle, Spec};
 use crate::cgroup::Cgroup;
-use crate::config::{self, BlockRootfs, CONFIG_ANNOTATION, Config, Environment, Request};
+use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, Request};
+use crate::container::handover::Handover;
 use crate::container::oom::Oom;
 use crate::container::{Container, Containers, Process, Slot};
 use crate::error::{Error, Result};
@@ -24,6 +25,7 @@ use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
 use crate::reaper::Child;
 use crate::rootfs::{self, Mount, RootfsMount};
 use crate::runtime::{self, Call, Runtime, table};
+use crate::sandbox::kind::Kind;
 use crate::sys::child::start_time;
 use crate::wire::options::RuntimeOptions;
 
@@ -31,9 +33,6 @@ use crate::wire::options::RuntimeOptions;
 const UNDO: Duration = Duration::from_secs(5);
 /// How long the runtime's terminal may take after the runtime said that the container is made.
 const CONSOLE: Duration = Duration::from_secs(5);
-
-/// Begins the names of the annotations that describe a root file system that was not mounted.
-const ROOTFS_ANNOTATION: &str = "io.containerd.berth.rootfs";
 
 /// What Create is asked for.
 pub(crate) struct Creation {
@@ -60,7 +59,7 @@ struct Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let mut map = self.containers.map.borrow_mut();
-        if matches!(map.get(&self.id), Some(Slot::Reserved)) {
+        if matches!(map.get(&self.id), Some(Slot::Reserved(_))) {
             map.remove(&self.id);
         }
         if map.is_empty() {
@@ -87,31 +86,6 @@ impl Drop for Record<'_> {
     }
 }
 
-/// What the runtime is told in annotations of the spec, and what is left for berth to mount.
-struct Handover<'a> {
-    annotations: BTreeMap<String, String>,
-    mounts: &'a [Mount],
-}
-
-impl<'a> Handover<'a> {
-    fn new(runtime: &Runtime, mounts: &'a [Mount]) -> Self {
-        let mut annotations = runtime.annotations.clone();
-        let device = match runtime.block_rootfs {
-            BlockRootfs::Mount => None,
-            BlockRootfs::Pass => rootfs::block_device(mounts),
-        };
-        let Some(device) = device else { return Self { annotations, mounts } };
-        for (name, value) in [
-            ("source", device.source.clone()),
-            ("type", device.kind.clone()),
-            ("options", device.options.join(",")),
-        ] {
-            annotations.insert(format!("{ROOTFS_ANNOTATION}.{name}"), value);
-        }
-        Self { annotations, mounts: &[] }
-    }
-}
-
 /// What the runtime made.
 struct Made {
     child: Child,
@@ -132,9 +106,10 @@ impl Containers {
         deadline: Option<Instant>,
     ) -> Result<Pid> {
         let Creation { id, bundle, rootfs, stdio, checkpoint, options } = creation;
-        let _reservation = self.reserve(&id)?;
         let bundle = Bundle::open(&bundle)?;
         let spec = bundle.spec()?;
+        let kind = Kind::of(&spec.annotations)?;
+        let _reservation = self.reserve(&id, &kind)?;
         stdio.check()?;
         if !checkpoint.is_empty() {
             return Err(Error::Unimplemented("restore from a checkpoint".into()));
@@ -142,8 +117,8 @@ impl Containers {
         let (runtime, options) = self
             .decide(&spec, options)
             .inspect_err(|error| log::warn!("container of pod {:?}: {error}", self.group))?;
+        let handover = Handover::new(&runtime, &spec, &kind, &rootfs)?;
         let mut record = self.record(&bundle, &runtime)?;
-        let handover = Handover::new(&runtime, &rootfs);
         if !handover.annotations.is_empty() {
             bundle.annotate(&handover.annotations)?;
         }
@@ -176,7 +151,7 @@ impl Containers {
             checkpoint,
             pid,
         };
-        self.admit(made, Parts { id, bundle, init, runtime, io_owner, spec, mounted });
+        self.admit(made, Parts { id, bundle, init, runtime, io_owner, spec, kind, mounted });
         self.events.queue(created);
         Ok(pid)
     }
@@ -209,13 +184,31 @@ impl Containers {
         Ok(config)
     }
 
-    fn reserve(&self, id: &ContainerId) -> Result<Reservation<'_>> {
+    /// Keeps the place for one container, if the pod has it: a shim has one sandbox at most, and
+    /// that comes before its containers.
+    fn reserve(&self, id: &ContainerId, kind: &Kind) -> Result<Reservation<'_>> {
         self.takes_new()?;
         let mut map = self.map.borrow_mut();
         if map.contains_key(id) {
             return Err(Error::Exists { what: "container", id: id.to_string() });
         }
-        map.insert(id.clone(), Slot::Reserved);
+        match kind {
+            Kind::Single => {}
+            Kind::Sandbox => {
+                let first = map.iter().find(|(_, slot)| *slot.kind() == Kind::Sandbox);
+                if let Some((first, _)) = first {
+                    return Err(Error::Exists { what: "the pod's sandbox", id: first.to_string() });
+                }
+            }
+            Kind::Container { sandbox } => {
+                let found = map.iter().find(|(id, _)| id.as_str() == sandbox);
+                if !found.is_some_and(|(_, slot)| slot.is_ready_sandbox()) {
+                    let (id, sandbox) = (id.to_string(), sandbox.clone());
+                    return Err(Error::NoSandbox { id, sandbox });
+                }
+            }
+        }
+        map.insert(id.clone(), Slot::Reserved(kind.clone()));
         Ok(Reservation { containers: self, id: id.clone() })
     }
 
@@ -241,6 +234,7 @@ impl Containers {
             shared: self.clone(),
             runtime: parts.runtime,
             io_owner: parts.io_owner,
+            kind: parts.kind,
             own_pid_namespace: parts.spec.has_own_pid_namespace(),
             cgroup: made.cgroup,
             oom: RefCell::new(oom),
@@ -262,6 +256,7 @@ struct Parts {
     runtime: Runtime,
     io_owner: (u32, u32),
     spec: Spec,
+    kind: Kind,
     mounted: RootfsMount,
 }
 

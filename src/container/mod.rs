@@ -5,6 +5,7 @@ mod container;
 mod create;
 mod exec;
 mod exit;
+mod handover;
 mod oom;
 mod process;
 mod state;
@@ -26,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::ids::{ContainerId, Namespace};
 use crate::reaper::Reaper;
+use crate::sandbox::kind::Kind;
 
 /// What all containers of one daemon share.
 pub(crate) struct Containers {
@@ -50,8 +52,21 @@ pub(crate) struct Containers {
 
 enum Slot {
     /// Create is under way.
-    Reserved,
+    Reserved(Kind),
     Ready(Rc<Container>),
+}
+
+impl Slot {
+    fn kind(&self) -> &Kind {
+        match self {
+            Self::Reserved(kind) => kind,
+            Self::Ready(container) => &container.kind,
+        }
+    }
+
+    fn is_ready_sandbox(&self) -> bool {
+        matches!(self, Self::Ready(container) if container.kind == Kind::Sandbox)
+    }
 }
 
 impl Containers {
@@ -129,7 +144,7 @@ impl Containers {
         let mut lines = Vec::new();
         for (id, slot) in self.map.borrow().iter() {
             match slot {
-                Slot::Reserved => lines.push(format!("container {id}: being created")),
+                Slot::Reserved(_) => lines.push(format!("container {id}: being created")),
                 Slot::Ready(container) => {
                     lines.push(format!("container {id}: {}", container.init.describe()));
                     for (exec_id, exec) in container.execs.borrow().iter() {

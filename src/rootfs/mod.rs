@@ -38,11 +38,20 @@ pub(crate) struct Mount {
     pub(crate) options: Vec<String>,
 }
 
-/// The one mount that a root file system consists of, if it is a block device.
-pub(crate) fn block_device(mounts: &[Mount]) -> Option<&Mount> {
-    let [mount] = mounts else { return None };
-    let found = fs::metadata(&mount.source).ok()?;
-    (found.file_type().is_block_device() && mount.kind != "bind").then_some(mount)
+/// Begins an option that describes a layer, for runtimes that mount layers in their guests.
+const LAYER_OPTION: &str = "io.katacontainers.fs-opt.layer=";
+
+/// Whether the source of a mount is a block device with a file system on it.
+pub(crate) fn is_block_device(mount: &Mount) -> bool {
+    let block = fs::metadata(&mount.source).is_ok_and(|found| found.file_type().is_block_device());
+    block && mount.kind != "bind"
+}
+
+/// Whether a mount describes an image that only the runtime's guest can mount.
+pub(crate) fn is_nydus(mount: &Mount) -> bool {
+    let layered = |option: &String| option.starts_with(LAYER_OPTION);
+    matches!(mount.kind.as_str(), "nydus" | "fuse.nydus-overlayfs")
+        || mount.options.iter().any(layered)
 }
 
 /// A mount and how it is made.

@@ -100,7 +100,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::config::{BlockRootfs, Deadlines};
+    use crate::config::{BlockRootfs, Deadlines, NydusRootfs};
 
     fn runtime() -> Runtime {
         Runtime {
@@ -115,6 +115,9 @@ mod tests {
             deadlines: Deadlines::default(),
             annotations: BTreeMap::new(),
             block_rootfs: BlockRootfs::Mount,
+            nydus_rootfs: NydusRootfs::Refuse,
+            guest_empty_dir: false,
+            sizing: false,
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::bundle::{Bundle, Scratch};
 use crate::cgroup::Cgroup;
-use crate::config::{BlockRootfs, Deadlines};
+use crate::config::{BlockRootfs, Deadlines, NydusRootfs};
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Pid};
 use crate::reaper::{Child, Exit, Reaper};
@@ -61,6 +61,15 @@ pub(crate) struct Runtime {
     /// What becomes of a root file system that is a block device; only Create needs it.
     #[serde(skip)]
     pub(crate) block_rootfs: BlockRootfs,
+    /// What becomes of a Nydus image; only Create needs it.
+    #[serde(skip)]
+    pub(crate) nydus_rootfs: NydusRootfs,
+    /// Whether it makes emptyDirs itself; only Create needs it.
+    #[serde(skip)]
+    pub(crate) guest_empty_dir: bool,
+    /// Whether it is told the size of the pod; only Create needs it.
+    #[serde(skip)]
+    pub(crate) sizing: bool,
 }
 
 /// What a command needs beyond its runtime: whose it is and until when its caller waits.

@@ -72,6 +72,9 @@ pub(crate) fn resolve(
         deadlines: entry.deadlines,
         annotations: entry.annotations,
         block_rootfs: entry.block_rootfs,
+        nydus_rootfs: entry.nydus_rootfs,
+        guest_empty_dir: entry.guest_empty_dir,
+        sizing: entry.sizing,
     })
 }
 

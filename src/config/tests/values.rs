@@ -131,6 +131,9 @@ fn every_key_has_its_effect() {
         criu_path = "/c"
         rootless = false
         block_rootfs = "pass"
+        nydus_rootfs = "pass"
+        disable_guest_empty_dir = false
+        sizing = true
         env = { A = "b c" }
         [runtimes.gvisor.deadline]
         kill = 2
@@ -154,6 +157,9 @@ fn every_key_has_its_effect() {
         rootless: Choice::Off,
         deadlines: gvisor.deadlines.clone(),
         block_rootfs: BlockRootfs::Pass,
+        nydus_rootfs: NydusRootfs::Pass,
+        guest_empty_dir: true,
+        sizing: true,
         env: [("A".into(), "b c".into())].into(),
         annotations: [("run.oci.handler".into(), "wasm".into())].into(),
     };
@@ -238,12 +244,12 @@ fn the_documented_file_names_every_key_with_its_default() {
         let body = line.strip_prefix('#').filter(|body| !body.is_empty() && !body.starts_with(' '));
         body.unwrap_or(line).to_owned()
     };
-    // `candidates` stands in the place of `path`, and `default_runtime` in that of `runtime`.
+    // Some keys stand in the place of others.
     let documented = text.lines().map(example).collect::<Vec<_>>().join("\n");
     let documented = settings(&documented.replace("runtime = \"auto\"\n", ""));
     let plain = settings("[runtimes.gvisor]\npath = \"/x\"");
     for key in plain {
-        if ["runtime", "candidates"].contains(&key.key.as_str()) {
+        if ["runtime", "candidates", "disable_guest_empty_dir"].contains(&key.key.as_str()) {
             let line = format!("{} = ", key.key);
             assert!(text.lines().any(|it| it.trim_start_matches("# ").starts_with(&line)));
             continue;
