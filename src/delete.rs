@@ -90,8 +90,8 @@ fn group(own: Leftover) -> Vec<Leftover> {
 fn remove_unused_socket(own: &Leftover, flags: &Flags) {
     let Ok(group) = start::group(&own.bundle.dir().join("config.json")) else { return };
     let group = group.as_deref().unwrap_or(own.id.as_str());
-    let dir = Path::new(socket::DIR);
-    let Ok(socket) = socket::path(dir, &flags.address, &flags.namespace, group) else { return };
+    let dir = socket::default_dir();
+    let Ok(socket) = socket::path(&dir, &flags.address, &flags.namespace, group) else { return };
     if !socket::is_alive(&socket, own.id.as_str()) {
         socket::remove_dead(&socket);
     }

@@ -18,7 +18,7 @@
 //! runtime/      mod.rs: `Runtime`, one method per OCI command; table.rs: discovery; args.rs: argv,
 //!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`
 //! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
-//!               the two ways to mount; unmount.rs
+//!               the two ways to mount; fuse_overlay.rs: what fuse-overlayfs can, pure; unmount.rs
 //! io/           mod.rs: stdio URIs; process.rs: `ProcessIo`; fifo.rs relay.rs console.rs; holders.rs:
 //!               who keeps a pipe open
 //! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`; kill.rs; tree.rs: pids, remove; file.rs:
@@ -33,6 +33,7 @@
 //!               read? document.rs, body.rs: TOML -> tree with places; section.rs: keys out of it;
 //!               entry.rs: one runtime of the table;
 //!               show.rs: `config show` and `check`
+//! rootless.rs   whether we are in a user namespace, and where files go then
 //! socket.rs     address of a group's shim; bind, probe, unlink guard
 //! ids.rs        `ContainerId`, `ExecId`, `Namespace`, `Pid`: checked once, where they enter
 //! error.rs      `Error` and the ttrpc status each variant maps to
@@ -40,7 +41,7 @@
 //! ```
 //!
 //! Calls go down: `main > cli > start|delete|info|daemon > service > container > runtime|rootfs|io|
-//! cgroup|events > reaper > rpc|bundle|config|socket|wire|ids|error > sys`. `container` alone
+//! cgroup|events > reaper > rpc|bundle|config|socket|rootless|wire|ids|error > sys`. `container` alone
 //! combines its siblings.
 //!
 //! ```text
@@ -90,6 +91,7 @@ mod io;
 mod log;
 mod reaper;
 mod rootfs;
+mod rootless;
 mod rpc;
 mod runtime;
 mod sandbox;

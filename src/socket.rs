@@ -32,11 +32,10 @@ use ttrpc::Code;
 use crate::error::{Error, Result};
 use crate::ids::hex;
 use crate::rpc::blocking::Client;
-use crate::sys;
+use crate::{rootless, sys};
 
-/// Where sockets go unless containerd says otherwise; containerd's own shims use it, so that
-/// `ctr shim` finds ours. A rootless containerd has a /run of its own and the same path.
-pub(crate) const DIR: &str = "/run/containerd/s";
+/// Where sockets go below containerd's state directory.
+const DIR: &str = "s";
 
 /// Longest path of a socket, as containerd's shims have it: 107 bytes and a NUL fit into the
 /// kernel's `sockaddr_un`.
@@ -49,6 +48,12 @@ const ANSWER: Duration = Duration::from_secs(1);
 const REMOVE: Duration = Duration::from_millis(200);
 /// Between two looks at a directory's lock or at a socket that is just going away.
 const PAUSE: Duration = Duration::from_millis(2);
+
+/// Where sockets go unless containerd says otherwise: `/run/containerd/s`, as containerd's own shims
+/// have it, so that `ctr shim` finds ours; a rootless containerd may have another place.
+pub(crate) fn default_dir() -> PathBuf {
+    rootless::state_dir(rootless::detected()).join(DIR)
+}
 
 /// The path of the socket for `group` (a pod's sandbox, or a container on its own):
 /// `DIR/sha256(grpc address/namespace/group)`. Clients compute it too.
@@ -356,11 +361,12 @@ mod tests {
 
     #[test]
     fn a_path_is_the_hash_of_address_namespace_and_group() {
-        let path = path(Path::new(DIR), "/run/containerd/containerd.sock", "default", "x").unwrap();
+        let dir = Path::new("/run/containerd/s");
+        let path = path(dir, "/run/containerd/containerd.sock", "default", "x").unwrap();
         // printf /run/containerd/containerd.sock/default/x | sha256sum
         let hash = "5e250b13f984a15f73216d143af1bf3c64171aa56c781ba9d4040c75b2c1eee2";
-        assert_eq!(path, Path::new(DIR).join(hash));
-        assert_eq!(address(&path), format!("unix://{DIR}/{hash}"));
+        assert_eq!(path, dir.join(hash));
+        assert_eq!(address(&path), format!("unix:///run/containerd/s/{hash}"));
     }
 
     #[test]

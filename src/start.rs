@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Namespace, Pid};
 use crate::socket::{self, Bound, Claim};
 use crate::wire::bootstrap::{self, Dialect};
-use crate::{input, sys};
+use crate::{input, rootless, sys};
 
 /// Our version of the task API; the old one is served beside it.
 const TASK_API: i32 = 3;
@@ -89,7 +89,7 @@ impl Request {
             namespace,
             level: crate::log::level(params.level.unwrap_or(flag_level)),
             socket_dir: match params.socket_dir.as_str() {
-                "" => socket::DIR.into(),
+                "" => socket::default_dir(),
                 dir => dir.into(),
             },
             grpc_address,
@@ -161,7 +161,7 @@ impl Daemon {
         if let Some(pid) = pid {
             raise_oom_score(pid);
             if !request.shim_cgroup.is_empty() {
-                Hierarchies::read()?.join(&request.shim_cgroup, pid)?;
+                join_cgroup(&request.shim_cgroup, pid)?;
             }
         }
         Ok(daemon)
@@ -222,6 +222,18 @@ fn share_core() -> Result<()> {
     match sys::process::core_scheduling() {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
         result => result.map_err(Error::sys("enable core scheduling (SCHED_CORE)")),
+    }
+}
+
+/// Moves the daemon to the cgroup that the options ask for. A rootless containerd may have nothing to
+/// say about cgroups, which is no reason to run no container.
+fn join_cgroup(path: &str, pid: Pid) -> Result<()> {
+    match Hierarchies::read().and_then(|hierarchies| hierarchies.join(path, pid)) {
+        Err(error) if rootless::detected() => {
+            log::warn!("the shim stays in containerd's cgroup: {error}");
+            Ok(())
+        }
+        result => result,
     }
 }
 

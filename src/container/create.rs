@@ -23,7 +23,8 @@ use crate::events::Event;
 use crate::ids::{ContainerId, Pid};
 use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
 use crate::reaper::Child;
-use crate::rootfs::{self, Mount, RootfsMount};
+use crate::rootfs::{self, FuseOverlay, Mount, RootfsMount};
+use crate::rootless;
 use crate::runtime::{self, Call, Runtime, table};
 use crate::sandbox::kind::Kind;
 use crate::sys::child::start_time;
@@ -126,7 +127,9 @@ impl Containers {
         let helper = async |program: &Path, args: &[OsString]| {
             runtime::help(&self.reaper, program, args, bundle.dir(), limit).await
         };
-        let mounted = rootfs::mount(handover.mounts, &bundle.rootfs(), helper).await?;
+        let choice = self.config.borrow().as_ref().map(|config| config.fuse_overlayfs);
+        let fuse = FuseOverlay::of(choice.unwrap_or_default(), rootless::detected());
+        let mounted = rootfs::mount(handover.mounts, &bundle.rootfs(), fuse, helper).await?;
 
         let init = Rc::new(Process::new(id.to_string(), None, stdio));
         let io_owner = (options.io_uid, options.io_gid);

@@ -3,6 +3,7 @@
 //!
 //! The system calls may block, so they run on threads that live as long as they do.
 
+mod fuse_overlay;
 mod helper;
 mod kernel;
 mod options;
@@ -15,10 +16,12 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::fuse_overlay::FuseOverlay;
 use self::helper::Helper;
 use self::options::{Options, Overlay};
 pub(crate) use self::unmount::unmount_all;
@@ -65,10 +68,20 @@ struct Component {
 enum Way {
     Kernel(Options),
     Helper(Helper),
+    /// The helper if the kernel refuses, or why there is none.
+    Either(Options, Result<Helper, String>),
+}
+
+/// What became of a mount that the kernel was asked for.
+enum Outcome {
+    Mounted(RootfsMount),
+    /// Nothing was mounted, and somebody else may try.
+    Refused(RootfsMount, io::Error),
 }
 
 /// Makes `mounts` on `rootfs` in their order, each on its target as the ones before it left it.
 /// The directory `rootfs` is made (mode 0711) if it is missing; without mounts nothing happens.
+/// Overlays are the kernel's or fuse-overlayfs's to mount, as `fuse` has it.
 ///
 /// `run` executes a mount helper and waits for its exit, not for the end of its output: the FUSE
 /// daemon that it leaves behind may hold that. If this future is dropped, what it mounted goes.
@@ -76,13 +89,18 @@ enum Way {
 /// # Errors
 /// [`Error::Invalid`] before anything is mounted; [`Error::Mount`], [`Error::Io`] or the error of
 /// `run` after all mounts made so far are undone.
-pub(crate) async fn mount<R>(mounts: &[Mount], rootfs: &Path, run: R) -> Result<RootfsMount>
+pub(crate) async fn mount<R>(
+    mounts: &[Mount],
+    rootfs: &Path,
+    fuse: FuseOverlay,
+    run: R,
+) -> Result<RootfsMount>
 where
     R: AsyncFn(&Path, &[OsString]) -> Result<()>,
 {
     let components: Vec<Component> = (1..)
         .zip(mounts)
-        .map(|(number, mount)| Component::parse(number, mount))
+        .map(|(number, mount)| Component::parse(number, mount, fuse))
         .collect::<Result<_>>()?;
     if components.is_empty() {
         return Ok(RootfsMount { rootfs: None });
@@ -91,14 +109,16 @@ where
     make_directory(&path)?;
     let mut guard = RootfsMount { rootfs: Some(path.clone()) };
     for component in components {
+        let component = Arc::new(component);
         guard = match &component.way {
-            Way::Kernel(_) => component.mount_on_thread(path.clone(), guard).await?,
-            Way::Helper(helper) => {
-                if let Err(error) = component.run_helper(helper, &path, &run).await {
-                    guard.unmount().await.unwrap_or_else(|error| log::warn!("{error}"));
-                    return Err(error);
+            Way::Helper(helper) => component.mount_with(helper, &path, guard, &run).await?,
+            Way::Kernel(_) | Way::Either(..) => {
+                match component.clone().mount_on_thread(path.clone(), guard).await? {
+                    Outcome::Mounted(guard) => guard,
+                    Outcome::Refused(guard, error) => {
+                        component.fall_back(error, &path, guard, &run).await?
+                    }
                 }
-                guard
             }
         };
     }
@@ -106,27 +126,107 @@ where
 }
 
 impl Component {
-    fn parse(number: usize, mount: &Mount) -> Result<Self> {
-        let way = match Helper::of(mount)? {
-            Some(helper) => Way::Helper(helper),
-            None => Way::Kernel(Options::parse(&mount.kind, &mount.options)?),
+    fn parse(number: usize, mount: &Mount, fuse: FuseOverlay) -> Result<Self> {
+        let mount = mount.clone();
+        if let Some(helper) = Helper::of(&mount)? {
+            return Ok(Self { number, mount, way: Way::Helper(helper) });
+        }
+        let options = Options::parse(&mount.kind, &mount.options)?;
+        let is_overlay = options.make_overlay(&mount.kind);
+        let way = match fuse {
+            FuseOverlay::Fallback if is_overlay => {
+                let helper = Helper::overlay(&options);
+                Way::Either(options, helper)
+            }
+            FuseOverlay::Always if is_overlay => {
+                let helper = Helper::overlay(&options).map_err(|why| {
+                    Error::Invalid(format!("cannot mount rootfs component {number}: {why}"))
+                })?;
+                Way::Helper(helper)
+            }
+            _ => Way::Kernel(options),
         };
-        Ok(Self { number, mount: mount.clone(), way })
+        Ok(Self { number, mount, way })
     }
 
     /// Has the kernel mount it. The guard goes along and comes back: it undoes everything on that
-    /// thread if the mount fails, or if nobody waits for it any more.
-    async fn mount_on_thread(self, rootfs: PathBuf, guard: RootfsMount) -> Result<RootfsMount> {
-        let work = move || match &self.way {
-            Way::Kernel(options) => {
-                kernel::mount(&self.mount, options, &rootfs).map(|()| guard).map_err(|error| {
+    /// thread if the mount fails for good, or if nobody waits for it any more.
+    async fn mount_on_thread(
+        self: Arc<Self>,
+        rootfs: PathBuf,
+        guard: RootfsMount,
+    ) -> Result<Outcome> {
+        let work = move || {
+            let (options, falls_back) = match &self.way {
+                Way::Kernel(options) => (options, false),
+                Way::Either(options, _) => (options, true),
+                Way::Helper(_) => return Ok(Outcome::Mounted(guard)),
+            };
+            match kernel::mount(&self.mount, options, &rootfs) {
+                Ok(()) => Ok(Outcome::Mounted(guard)),
+                // The mount is an overlay's last step, unless its propagation is changed, which
+                // leaves no helper.
+                Err(error) if falls_back && is_refusal(&error) => {
+                    Ok(Outcome::Refused(guard, error))
+                }
+                Err(error) => {
                     let hint = self.hint(options, &error);
-                    self.failure(&rootfs, error, hint)
-                })
+                    Err(self.failure(&rootfs, error, hint))
+                }
             }
-            Way::Helper(_) => Ok(guard),
         };
         blocking("rootfs-mount", work).await.map_err(Error::sys("start a thread"))?
+    }
+
+    /// Has fuse-overlayfs mount what the kernel has `refused`.
+    async fn fall_back<R>(
+        &self,
+        refused: io::Error,
+        rootfs: &Path,
+        guard: RootfsMount,
+        run: &R,
+    ) -> Result<RootfsMount>
+    where
+        R: AsyncFn(&Path, &[OsString]) -> Result<()>,
+    {
+        let number = self.number;
+        log::info!("the kernel does not mount rootfs component {number}, an overlay: {refused}");
+        let (mut hint, helper) = match &self.way {
+            Way::Either(options, helper) => (self.hint(options, &refused), helper.as_ref()),
+            Way::Kernel(_) | Way::Helper(_) => return Ok(guard),
+        };
+        let done = match helper {
+            Ok(helper) if helper.program().is_none() => Err(helper.advice()),
+            Ok(helper) => self.run_helper(helper, rootfs, run).await.map_err(|e| e.to_string()),
+            Err(why) => Err(why.clone()),
+        };
+        match done {
+            Ok(()) => {
+                log::info!("fuse-overlayfs has mounted rootfs component {number} instead");
+                return Ok(guard);
+            }
+            Err(why) => hint.push_str(&format!("; the fallback failed too: {why}")),
+        }
+        guard.unmount().await.unwrap_or_else(|error| log::warn!("{error}"));
+        Err(self.failure(rootfs, refused, hint))
+    }
+
+    /// Has a helper mount it.
+    async fn mount_with<R>(
+        &self,
+        helper: &Helper,
+        rootfs: &Path,
+        guard: RootfsMount,
+        run: &R,
+    ) -> Result<RootfsMount>
+    where
+        R: AsyncFn(&Path, &[OsString]) -> Result<()>,
+    {
+        if let Err(error) = self.run_helper(helper, rootfs, run).await {
+            guard.unmount().await.unwrap_or_else(|error| log::warn!("{error}"));
+            return Err(error);
+        }
+        Ok(guard)
     }
 
     async fn run_helper<R>(&self, helper: &Helper, rootfs: &Path, run: &R) -> Result<()>
@@ -137,10 +237,9 @@ impl Component {
             .map_err(|error| self.failure(rootfs, error, String::new()))?;
         let Some(program) = helper.program() else {
             let source = io::Error::from_raw_os_error(libc::ENOENT);
-            let hint = format!("; install {} (package fuse3)", helper.name());
-            return Err(self.failure(rootfs, source, hint));
+            return Err(self.failure(rootfs, source, format!("; {}", helper.advice())));
         };
-        run(&program, &helper.arguments(&self.mount.source, &target)).await
+        run(&program, &helper.arguments(&target)).await
     }
 
     fn failure(&self, rootfs: &Path, source: io::Error, hint: String) -> Error {
@@ -185,6 +284,14 @@ impl Component {
         let overlay = Overlay::parse(&options.data);
         source.into_iter().chain(overlay.layers()).chain(others).find(|path| !path.exists())
     }
+}
+
+/// Whether the kernel will not, rather than cannot: it (or a security module) does not let a user
+/// namespace mount it, has no overlay file system (`ENODEV`), does not know an option, or does not
+/// take the upper layer's file system (both `EINVAL`).
+fn is_refusal(error: &io::Error) -> bool {
+    let refusals = [libc::EPERM, libc::EACCES, libc::ENODEV, libc::EINVAL, libc::EOPNOTSUPP];
+    error.raw_os_error().is_some_and(|errno| refusals.contains(&errno))
 }
 
 /// Makes the mount point as containerd does, for all to pass through and for none to list.

@@ -79,6 +79,11 @@ fn effect(word: &str) -> Option<Effect> {
 }
 
 impl Options {
+    /// Whether they make an overlay of a mount of type `kind`, and not a bind mount or a change.
+    pub(super) fn make_overlay(&self, kind: &str) -> bool {
+        kind == "overlay" && !self.flags.intersects(MsFlags::MS_BIND | MsFlags::MS_REMOUNT)
+    }
+
     /// Sorts the options of a mount of type `kind`. A later word overrides an earlier one.
     ///
     /// # Errors
@@ -199,6 +204,17 @@ impl<'a> Overlay<'a> {
     /// The directories of the lower layers, topmost first.
     pub(super) fn layers(&self) -> impl Iterator<Item = PathBuf> {
         self.layers.iter().map(|layer| PathBuf::from(unescape(layer.path)))
+    }
+
+    /// The lower layers as they are written, topmost first; `None` if one only holds file contents.
+    pub(super) fn written_layers(&self) -> Option<Vec<&'a str>> {
+        let plain = |layer: &Layer<'a>| Some(layer.path).filter(|_| layer.separator == ":");
+        self.layers.iter().map(plain).collect()
+    }
+
+    /// The options that do not list the lower layers.
+    pub(super) fn others(&self) -> impl Iterator<Item = &'a str> {
+        self.others.iter().copied()
     }
 
     /// How to mount it where `limit` bytes of options are too many.

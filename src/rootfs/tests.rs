@@ -1,5 +1,7 @@
 //! Real mounts, for which the tests have to be root and to find the tools named in them.
 
+mod fuse;
+
 use std::cell::RefCell;
 use std::fs;
 use std::future::Future;
@@ -99,7 +101,7 @@ async fn run_helper(program: &Path, arguments: &[OsString]) -> Result<()> {
 }
 
 fn mount_all(bundle: &Bundle, mounts: &[Mount]) -> Result<RootfsMount> {
-    block_on(mount(mounts, &bundle.rootfs(), run_helper))
+    block_on(mount(mounts, &bundle.rootfs(), FuseOverlay::Never, run_helper))
 }
 
 /// Runs a program that the test cannot do without.
@@ -444,7 +446,7 @@ fn a_failing_helper_undoes_the_mounts_before_it() {
         a_mount("tmpfs", "tmpfs", "", &[]),
         a_mount("fuse3.x", "source", "", &["ro", "X-containerd.x=y"]),
     ];
-    let error = block_on(mount(&mounts, &bundle.rootfs(), run)).unwrap_err();
+    let error = block_on(mount(&mounts, &bundle.rootfs(), FuseOverlay::Never, run)).unwrap_err();
     assert_eq!(error.to_string(), "no");
     let (program, arguments) = seen.take().unwrap();
     assert!(program.ends_with("mount.fuse3"), "{program:?}");
@@ -470,7 +472,7 @@ fn an_abandoned_mount_is_undone() {
     let mounts = [a_mount("tmpfs", "tmpfs", "", &[])];
     let rootfs = bundle.rootfs();
     block_on(async {
-        let mounting = std::pin::pin!(mount(&mounts, &rootfs, run_helper));
+        let mounting = std::pin::pin!(mount(&mounts, &rootfs, FuseOverlay::Never, run_helper));
         // Once is enough to start the thread, and too early for its result.
         tokio::select! { biased; _ = mounting => {}, () = std::future::ready(()) => {} }
     });
