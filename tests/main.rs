@@ -19,5 +19,6 @@ mod io;
 mod pods;
 mod races;
 mod rootfs;
+mod rootless;
 mod start;
 mod task;

@@ -26,6 +26,7 @@ use self::helper::Helper;
 use self::options::{Options, Overlay};
 pub(crate) use self::unmount::unmount_all;
 use crate::error::{Error, Result};
+use crate::rootless::in_user_namespace;
 use crate::sys::thread::blocking;
 
 /// One mount, as containerd describes it.
@@ -68,8 +69,8 @@ struct Component {
 enum Way {
     Kernel(Options),
     Helper(Helper),
-    /// The helper if the kernel refuses, or why there is none.
-    Either(Options, Result<Helper, String>),
+    /// An overlay, and fuse-overlayfs's if the kernel refuses.
+    Either(Options),
 }
 
 /// What became of a mount that the kernel was asked for.
@@ -112,7 +113,7 @@ where
         let component = Arc::new(component);
         guard = match &component.way {
             Way::Helper(helper) => component.mount_with(helper, &path, guard, &run).await?,
-            Way::Kernel(_) | Way::Either(..) => {
+            Way::Kernel(_) | Way::Either(_) => {
                 match component.clone().mount_on_thread(path.clone(), guard).await? {
                     Outcome::Mounted(guard) => guard,
                     Outcome::Refused(guard, error) => {
@@ -134,10 +135,7 @@ impl Component {
         let options = Options::parse(&mount.kind, &mount.options)?;
         let is_overlay = options.make_overlay(&mount.kind);
         let way = match fuse {
-            FuseOverlay::Fallback if is_overlay => {
-                let helper = Helper::overlay(&options);
-                Way::Either(options, helper)
-            }
+            FuseOverlay::Fallback if is_overlay => Way::Either(options),
             FuseOverlay::Always if is_overlay => {
                 let helper = Helper::overlay(&options).map_err(|why| {
                     Error::Invalid(format!("cannot mount rootfs component {number}: {why}"))
@@ -159,13 +157,13 @@ impl Component {
         let work = move || {
             let (options, falls_back) = match &self.way {
                 Way::Kernel(options) => (options, false),
-                Way::Either(options, _) => (options, true),
+                Way::Either(options) => (options, true),
                 Way::Helper(_) => return Ok(Outcome::Mounted(guard)),
             };
             match kernel::mount(&self.mount, options, &rootfs) {
                 Ok(()) => Ok(Outcome::Mounted(guard)),
-                // The mount is an overlay's last step, unless its propagation is changed, which
-                // leaves no helper.
+                // Nothing is mounted: the mount is an overlay's last step, unless its propagation is
+                // to be changed, which fuse-overlayfs does not take on.
                 Err(error) if falls_back && is_refusal(&error) => {
                     Ok(Outcome::Refused(guard, error))
                 }
@@ -191,14 +189,12 @@ impl Component {
     {
         let number = self.number;
         log::info!("the kernel does not mount rootfs component {number}, an overlay: {refused}");
-        let (mut hint, helper) = match &self.way {
-            Way::Either(options, helper) => (self.hint(options, &refused), helper.as_ref()),
-            Way::Kernel(_) | Way::Helper(_) => return Ok(guard),
-        };
-        let done = match helper {
+        let Way::Either(options) = &self.way else { return Ok(guard) };
+        let mut hint = self.hint(options, &refused);
+        let done = match Helper::overlay(options) {
             Ok(helper) if helper.program().is_none() => Err(helper.advice()),
-            Ok(helper) => self.run_helper(helper, rootfs, run).await.map_err(|e| e.to_string()),
-            Err(why) => Err(why.clone()),
+            Ok(helper) => self.run_helper(&helper, rootfs, run).await.map_err(|e| e.to_string()),
+            Err(why) => Err(why),
         };
         match done {
             Ok(()) => {
@@ -265,6 +261,9 @@ impl Component {
                 Some(path) => format!("; {} does not exist", path.display()),
                 None => format!("; the rootfs has no {}", self.mount.target),
             },
+            Some(libc::EPERM) if in_user_namespace() => {
+                "; in a user namespace the kernel mounts filesystems of a few types only".into()
+            }
             Some(libc::EPERM) => "; mounting needs CAP_SYS_ADMIN, as root has it".into(),
             Some(libc::EINVAL) if options.owners.is_some() => {
                 "; can this filesystem be idmapped? The kernel log (dmesg) may say why not".into()

@@ -14,6 +14,9 @@ use protobuf::Message;
 
 use super::{EventSink, Reader, Script, Shim, Spec, leaks};
 
+/// Names the directory for hosts where it is not `/run`.
+pub const RUN: &str = "BERTH_TEST_RUN";
+
 /// What the caller of `start` writes to its standard input.
 #[derive(Clone, Debug)]
 pub enum Stdin {
@@ -41,7 +44,8 @@ impl Host {
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let tag = format!("bt{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
-        let dir = Path::new("/run").join(&tag);
+        let run = std::env::var_os(RUN).unwrap_or_else(|| "/run".into());
+        let dir = Path::new(&run).join(&tag);
         fs::create_dir(&dir).unwrap();
         let sink = EventSink::new(&dir.join("ttrpc"));
         let (env, script, sockets) = Default::default();

@@ -52,9 +52,12 @@ impl Spec {
         self.set("/process/terminal", json!(true))
     }
 
-    /// Writes it for container `id`, in the cgroup `/berth-test/TAG/ID` and marked with `tag`.
+    /// Writes it for container `id`, marked with `tag` and, unless it has a path already, in the
+    /// cgroup `/berth-test/TAG/ID`.
     pub(super) fn write(mut self, bundle: &Path, tag: &str, id: &str) {
-        self = self.set("/linux/cgroupsPath", json!(format!("/berth-test/{tag}/{id}")));
+        if self.0.pointer("/linux/cgroupsPath").is_none() {
+            self = self.set("/linux/cgroupsPath", json!(format!("/berth-test/{tag}/{id}")));
+        }
         mark(&mut self.0["process"], tag);
         std::fs::write(bundle.join("config.json"), self.0.to_string()).unwrap();
     }
