@@ -306,6 +306,46 @@ fn inside_a_crash() {
 }
 
 #[test]
+fn the_configuration_chooses_who_mounts_overlays() {
+    inside("inside_by_choice");
+}
+
+#[test]
+#[ignore = "runs inside a user namespace"]
+fn inside_by_choice() {
+    let fuse = "fuse.fuse-overlayfs";
+    let cases = [
+        ("false", false, Ok("overlay")),
+        ("false", true, Err("Invalid argument (os error 22); the kernel log (dmesg) may say why")),
+        ("true", false, Ok(fuse)),
+        ("true", true, Ok(fuse)),
+        ("\"auto\"", false, Ok("overlay")),
+    ];
+    for (choice, refuse, expected) in cases {
+        if expected == Ok(fuse) && !has_fuse() {
+            continue;
+        }
+        let host = Host::new().configured(&format!("fuse_overlayfs = {choice}"));
+        let refusing = Refusing::new(&host);
+        let plain = host.dir().join("plain");
+        let shim = host.start("c", spec("exit 6"));
+        let mut request = shim.request("c");
+        request.rootfs = vec![overlay(if refuse { &refusing.0 } else { &plain })];
+        match (shim.create(&request), expected) {
+            (Ok(_), Ok(kind)) => {
+                assert_eq!(rootfs_kind(&host, "c").as_deref(), Some(kind), "{choice} {refuse}");
+                shim.start("c", "").unwrap();
+                assert_eq!(shim.reap("c", ""), 6, "{choice} {refuse}");
+            }
+            (Err(refusal), Err(end)) => assert!(refusal.message.ends_with(end), "{refusal:?}"),
+            (got, _) => panic!("{choice} {refuse}: {got:?}"),
+        }
+        nothing_is_mounted(&host);
+        shim.stop();
+    }
+}
+
+#[test]
 fn a_fallback_that_is_missing_is_said_beside_the_refusal() {
     inside("inside_without_fuse_overlayfs");
 }
