@@ -217,7 +217,12 @@ fn live(host: &Host, shim: &Shim<'_>, dir: &Path, kind: &str) {
     host.prepare("c", spec("exec sleep 1000"));
     create(host, shim, overlay(&dir.join("again")), kind);
     shim.start("c", "").unwrap();
-    shim.kill("c", "", libc::SIGKILL).unwrap();
+    if can_exec(host) {
+        shim.exec_run("c", "e", "exec sleep 1000").unwrap();
+        shim.kill_all("c", libc::SIGTERM).unwrap(); // which sleep, as PID 1, does not hear
+        assert_eq!(shim.reap("c", "e"), 143);
+    }
+    shim.kill_all("c", libc::SIGKILL).unwrap();
     assert_eq!(shim.reap("c", ""), 137);
 }
 

@@ -138,8 +138,9 @@ impl Container {
         Ok(())
     }
 
-    /// Signals the init process, with `all` every process of the container. It waits for no turn:
-    /// a container whose Start or Pause hangs can be killed.
+    /// Signals the init process, with `all` every process of the container, or those that berth
+    /// knows of a container without a cgroup of its own. It waits for no turn: a container whose
+    /// Start or Pause hangs can be killed.
     ///
     /// # Errors
     /// [`Error::Finished`] if there is nothing left to signal; as the runtime says.
@@ -152,12 +153,29 @@ impl Container {
         if self.init.is_dead() {
             return Err(Error::Finished { id: self.id.to_string() });
         }
-        match self.runtime.kill(&self.call(deadline), signal, all).await {
+        // As an ordinary user's containers may have none, runc refuses, and crun 1.8 goes for the
+        // processes of the root cgroup: all of the host's.
+        let has_cgroup = self.cgroup.is_some();
+        if all && !has_cgroup {
+            self.signal_execs(signal);
+        }
+        match self.runtime.kill(&self.call(deadline), signal, all && has_cgroup).await {
             // It ended while the runtime looked for it, whatever the runtime calls that.
             Err(Error::Runtime { .. }) if self.init.is_dead() => {
                 Err(Error::Finished { id: self.id.to_string() })
             }
             result => result,
+        }
+    }
+
+    /// Signals the exec processes that berth started.
+    fn signal_execs(&self, signal: u32) {
+        let execs: Vec<_> = self.execs.borrow().values().cloned().collect();
+        for exec in execs.into_iter().filter(|exec| exec.is_alive()) {
+            match exec.signal(signal) {
+                Ok(()) | Err(Error::Finished { .. }) => {}
+                Err(error) => log::warn!("{error}"),
+            }
         }
     }
 
