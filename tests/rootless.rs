@@ -73,7 +73,7 @@ fn inside(name: &str) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     image(); // nobody inside could make it
     for owner in [Owner::Root, Owner::User] {
-        let tag = format!("brl{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
+        let tag = format!("br{}-{}h", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
         let home = Home::new(&tag);
         let Some(mut command) = in_user_namespace(owner, &home) else { continue };
         command.args([&format!("rootless::{name}"), "--exact", "--ignored", "--nocapture"]);

@@ -43,7 +43,8 @@ impl Host {
     /// One that uses the real runtime.
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let tag = format!("bt{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
+        // The letter at the end: no tag is the beginning of another one.
+        let tag = format!("bt{}-{}h", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
         let run = std::env::var_os(RUN).unwrap_or_else(|| "/run".into());
         let dir = Path::new(&run).join(&tag);
         fs::create_dir(&dir).unwrap();
