@@ -110,6 +110,14 @@ fn in_user_namespace(owner: Owner, home: &Home) -> Option<Command> {
             return None;
         }
     }
+    // AppArmor or a sysctl may keep user namespaces, or what they are good for, from users.
+    let probe =
+        user().arg("unshare").args(unshare).arg("mount -t tmpfs tmpfs /tmp").output().unwrap();
+    if !probe.status.success() {
+        let why = String::from_utf8_lossy(&probe.stderr);
+        eprintln!("skipped for an ordinary user, who may not mount in a user namespace: {why}");
+        return None;
+    }
     let mut command = user();
     command.arg("unshare").args(unshare);
     command.args(["mount --bind \"$0\" /dev/fuse && exec \"$@\""]).arg(&home.fuse).arg(program);
