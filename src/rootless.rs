@@ -37,7 +37,6 @@ pub(crate) fn detected() -> bool {
 ///
 /// # Errors
 /// [`Error::Invalid`] for [`Choice::On`] where it is impossible, with what to do.
-#[allow(dead_code, reason = "used by what follows")]
 pub(crate) fn resolve(choice: Choice, euid: u32, in_user_namespace: bool) -> Result<bool> {
     let found = match (euid, in_user_namespace) {
         (0, true) => return Ok(choice != Choice::Off),
@@ -70,11 +69,15 @@ fn is_usable(dir: &Path) -> bool {
     nearest.is_some_and(|dir| access(dir, AccessFlags::W_OK | AccessFlags::X_OK).is_ok())
 }
 
-/// Where a rootless berth's own configuration is, `/etc/berth` being the host's:
-/// `$XDG_CONFIG_HOME/berth`, else `$HOME/.config/berth`.
-#[allow(dead_code, reason = "used by what follows")]
-pub(crate) fn config_dir() -> Option<PathBuf> {
-    config_dir_of(env::var_os("XDG_CONFIG_HOME"), env::var_os("HOME"))
+/// Where the configuration is that nobody named: `/etc/berth`. Where that is the host's and not the
+/// user namespace's own, `$XDG_CONFIG_HOME/berth`, else `$HOME/.config/berth`.
+pub(crate) fn config_dir() -> PathBuf {
+    let usual = PathBuf::from("/etc/berth");
+    // Seen from a namespace without it, the host's root is nobody.
+    if !detected() || usual.metadata().is_ok_and(|data| data.uid() == 0) {
+        return usual;
+    }
+    config_dir_of(env::var_os("XDG_CONFIG_HOME"), env::var_os("HOME")).unwrap_or(usual)
 }
 
 fn config_dir_of(xdg: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
@@ -89,7 +92,6 @@ fn absolute(path: Option<OsString>) -> Option<PathBuf> {
 
 /// Whether a rootless runtime can ask a systemd for cgroups: the user's own over the user's bus, or
 /// one that runs inside the namespace, as in a system container, over the system's.
-#[allow(dead_code, reason = "used by what follows")]
 pub(crate) fn has_systemd_bus() -> bool {
     let runtime_dir = absolute(env::var_os("XDG_RUNTIME_DIR"));
     let user = bus_socket(env::var_os("DBUS_SESSION_BUS_ADDRESS"), runtime_dir);

@@ -358,3 +358,20 @@ impl Drop for LoopDevice {
 const EXT4: &str = "mke2fs -q -t ext4 -d \"$1\" \"$0\" 16M";
 /// As [`EXT4`].
 const EROFS: &str = "mkfs.erofs --quiet \"$0\" \"$1\" >/dev/null";
+
+#[test]
+fn rootless_is_refused_outside_of_a_user_namespace() {
+    let initial = fs::read_to_string("/proc/self/uid_map").unwrap();
+    if skipped("rootless") || !initial.split_whitespace().eq(["0", "0", "4294967295"]) {
+        return;
+    }
+    let host = Host::scripted();
+    let script = host.runtime();
+    let host = host.configured(&format!(
+        "default_runtime = \"x\"\n[runtimes.x]\npath = {script:?}\nrootless = true\n"
+    ));
+    let shim = host.start("c", Spec::idle());
+    let refusal = shim.create_plain("c").unwrap_err();
+    assert!(refusal.message.contains("RootlessKit"), "{refusal:?}");
+    shim.stop();
+}

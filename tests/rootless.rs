@@ -95,7 +95,7 @@ fn in_user_namespace(owner: Owner, home: &Home) -> Option<Command> {
     if owner == Owner::Root {
         let mut command = Command::new("unshare");
         command.args(unshare).args(["mount -t tmpfs tmpfs /run && exec \"$0\" \"$@\""]);
-        command.arg(program).env_remove("XDG_RUNTIME_DIR");
+        command.arg(program).env_remove("XDG_RUNTIME_DIR").env("HOME", &home.dir);
         return Some(command);
     }
     let user = || {
@@ -121,7 +121,7 @@ fn in_user_namespace(owner: Owner, home: &Home) -> Option<Command> {
     let mut command = user();
     command.arg("unshare").args(unshare);
     command.args(["mount --bind \"$0\" /dev/fuse && exec \"$@\""]).arg(&home.fuse).arg(program);
-    command.env("XDG_RUNTIME_DIR", &home.dir).env(RUN, &home.dir);
+    command.env("XDG_RUNTIME_DIR", &home.dir).env("HOME", &home.dir).env(RUN, &home.dir);
     Some(command)
 }
 

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use self::document::{Place, Table, Via};
 use self::entry::{check_absolute, check_program, deadlines, entry, expand_deadlines};
 use self::section::{Report, Section};
+use crate::rootless;
 use crate::wire::options::RuntimeOptions;
 
 /// Runtimes that need no entry in the table, in the order in which `"auto"` tries them: the names
@@ -27,8 +28,8 @@ use crate::wire::options::RuntimeOptions;
 pub(crate) const BUILT_IN: [&str; 4] = ["runc", "crun", "youki", "buildkit-runc"];
 /// What stands for the first of [`BUILT_IN`] that is there.
 const AUTO: &str = "auto";
-/// Where presets lie that an annotation may select.
-const PRESET_DIR: &str = "/etc/berth/presets";
+/// Where presets lie that an annotation may select, in [`rootless::config_dir`].
+const PRESET_DIR: &str = "presets";
 
 /// A key that is `true`, `false` or `"auto"`: what `true` asks for must be possible, `"auto"` does
 /// without it where it is not.
@@ -110,7 +111,7 @@ impl Default for Config {
             runtimes: BTreeMap::new(),
             deadlines: Deadlines::default(),
             allow_annotations: true,
-            preset_dir: PRESET_DIR.into(),
+            preset_dir: rootless::config_dir().join(PRESET_DIR),
             fuse_overlayfs: Choice::Auto,
             options: RuntimeOptions::default(),
             origin: "built-in defaults".into(),

@@ -11,6 +11,7 @@ use super::file::{self, Directory, Trust};
 use super::section::{Report, Setting};
 use super::{Config, body, expand_deadlines};
 use crate::error::{Error, Result};
+use crate::rootless;
 use crate::wire::options::RuntimeOptions;
 
 /// Selects a preset, by its name or its path.
@@ -19,8 +20,8 @@ pub(crate) const CONFIG_ANNOTATION: &str = "io.containerd.berth.config_path";
 pub(crate) const RUNTIME_ANNOTATION: &str = "io.containerd.berth.runtime";
 /// Names the configuration file for all shims of a containerd.
 const ENVIRONMENT: &str = "BERTH_CONF_FILE";
-/// The host's configuration; it need not exist.
-const DEFAULT_FILE: &str = "/etc/berth/config.toml";
+/// The host's configuration, in [`rootless::config_dir`]; it need not exist.
+const DEFAULT_FILE: &str = "config.toml";
 
 /// Where the host's configuration may lie.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ impl Environment {
     /// That of this process.
     pub(crate) fn read() -> Self {
         let named = env::var_os(ENVIRONMENT).filter(|path| !path.is_empty());
-        Self { named: named.map(PathBuf::from), default: DEFAULT_FILE.into() }
+        Self { named: named.map(PathBuf::from), default: rootless::config_dir().join(DEFAULT_FILE) }
     }
 }
 

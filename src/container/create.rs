@@ -24,7 +24,6 @@ use crate::ids::{ContainerId, Pid};
 use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
 use crate::reaper::Child;
 use crate::rootfs::{self, FuseOverlay, Mount, RootfsMount};
-use crate::rootless;
 use crate::runtime::{self, Call, Runtime, table};
 use crate::sandbox::kind::Kind;
 use crate::sys::child::start_time;
@@ -115,7 +114,7 @@ impl Containers {
         if !checkpoint.is_empty() {
             return Err(Error::Unimplemented("restore from a checkpoint".into()));
         }
-        let (runtime, options) = self
+        let (config, runtime, options) = self
             .decide(&spec, options)
             .inspect_err(|error| log::warn!("container of pod {:?}: {error}", self.group))?;
         let handover = Handover::new(&runtime, &spec, &kind, &rootfs)?;
@@ -127,8 +126,7 @@ impl Containers {
         let helper = async |program: &Path, args: &[OsString]| {
             runtime::help(&self.reaper, program, args, bundle.dir(), limit).await
         };
-        let choice = self.config.borrow().as_ref().map(|config| config.fuse_overlayfs);
-        let fuse = FuseOverlay::of(choice.unwrap_or_default(), rootless::detected());
+        let fuse = FuseOverlay::of(config.fuse_overlayfs, runtime.rootless);
         let mounted = rootfs::mount(handover.mounts, &bundle.rootfs(), fuse, helper).await?;
 
         let init = Rc::new(Process::new(id.to_string(), None, stdio));
@@ -164,11 +162,15 @@ impl Containers {
     /// # Errors
     /// As [`config::load`] and [`table::resolve`]. They are to be logged with the pod's id: who
     /// wrote the annotations may not be who has to know.
-    fn decide(&self, spec: &Spec, options: RuntimeOptions) -> Result<(Runtime, RuntimeOptions)> {
+    fn decide(
+        &self,
+        spec: &Spec,
+        options: RuntimeOptions,
+    ) -> Result<(Rc<Config>, Runtime, RuntimeOptions)> {
         let config = self.config(spec.annotation(CONFIG_ANNOTATION), &options)?;
         let options = options.or(&config.options);
         let runtime = table::resolve(&options, &config, spec, &self.namespace)?;
-        Ok((runtime, options))
+        Ok((config, runtime, options))
     }
 
     /// The pod's configuration: that of its first container.

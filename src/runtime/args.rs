@@ -113,6 +113,7 @@ mod tests {
             no_new_keyring: false,
             criu_path: String::new(),
             deadlines: Deadlines::default(),
+            rootless: false,
             annotations: BTreeMap::new(),
             block_rootfs: BlockRootfs::Mount,
             nydus_rootfs: NydusRootfs::Refuse,

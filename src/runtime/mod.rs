@@ -55,6 +55,9 @@ pub(crate) struct Runtime {
     /// How long a command may take.
     #[serde(default)]
     pub(crate) deadlines: Deadlines,
+    /// Whether to do without what only the host's root may; only Create needs it.
+    #[serde(skip)]
+    pub(crate) rootless: bool,
     /// What its containers' specs say to it; only Create needs it.
     #[serde(skip)]
     pub(crate) annotations: BTreeMap<String, String>,

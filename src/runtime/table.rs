@@ -7,16 +7,19 @@ use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
+
 use crate::bundle::Spec;
 use crate::config::{self, BUILT_IN, Choice, Config, DefaultRuntime, Entry, RUNTIME_ANNOTATION};
 use crate::error::{Error, Result};
 use crate::ids::Namespace;
+use crate::rootless;
 use crate::runtime::Runtime;
 use crate::wire::options::RuntimeOptions;
 
-/// The root of runtimes' state where nothing names one, as the Go shim has it: tools that look for a
-/// container with `runc --root` find it.
-const DEFAULT_ROOT: &str = "/run/containerd/runc";
+/// The root of runtimes' state where nothing names one, in [`rootless::state_dir`], as the Go shim
+/// has it: tools that look for a container with `runc --root` find it.
+const DEFAULT_ROOT: &str = "runc";
 /// Is there if systemd runs ([sd_booted(3)]), as runtimes look for it too.
 ///
 /// [sd_booted(3)]: https://www.freedesktop.org/software/systemd/man/latest/sd_booted.html
@@ -43,19 +46,18 @@ pub(crate) fn resolve(
 ) -> Result<Runtime> {
     let Chosen { entry, path } = choose(config, options, spec.annotation(RUNTIME_ANNOTATION))?;
     let entry = entry.into_owned();
+    let rootless =
+        rootless::resolve(entry.rootless, geteuid().as_raw(), rootless::in_user_namespace())?;
+    let systemd = Path::new(SYSTEMD).is_dir() && (!rootless || rootless::has_systemd_bus());
     let root = match options.root.as_str() {
-        "" => entry.root.unwrap_or_else(|| DEFAULT_ROOT.into()),
+        "" => entry.root.unwrap_or_else(|| rootless::state_dir(rootless).join(DEFAULT_ROOT)),
         root => root.into(),
     };
     if !root.is_absolute() {
         return Err(Error::Invalid(format!("option Root {root:?} is not an absolute path")));
     }
     let systemd_cgroup = options.systemd_cgroup
-        || systemd_cgroup(
-            entry.systemd_cgroup,
-            spec.wants_systemd_cgroup(),
-            Path::new(SYSTEMD).is_dir(),
-        )?;
+        || systemd_cgroup(entry.systemd_cgroup, spec.wants_systemd_cgroup(), systemd)?;
     let criu_path = match options.criu_path.as_str() {
         "" => entry.criu_path,
         path => path.to_owned(),
@@ -70,6 +72,7 @@ pub(crate) fn resolve(
         no_new_keyring: options.no_new_keyring || entry.no_new_keyring,
         criu_path,
         deadlines: entry.deadlines,
+        rootless,
         annotations: entry.annotations,
         block_rootfs: entry.block_rootfs,
         nydus_rootfs: entry.nydus_rootfs,
@@ -179,7 +182,8 @@ fn systemd_cgroup(choice: Choice, wanted: bool, runs: bool) -> Result<bool> {
     match choice {
         Choice::Off => Ok(false),
         Choice::On if !runs => Err(Error::Invalid(format!(
-            "systemd_cgroup = true, but systemd does not run here: {SYSTEMD} is missing"
+            "systemd_cgroup = true, but systemd does not run here: {SYSTEMD} is missing, or rootless \
+             without the user's bus"
         ))),
         Choice::On => Ok(true),
         Choice::Auto if wanted && !runs => {
