@@ -29,8 +29,9 @@ use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 use crate::wire;
 use crate::{socket, start};
 
-/// How long all runtime commands together may take; containerd gives `delete` 5 s.
-const RUNTIME: Duration = Duration::from_millis(1500);
+/// How long all runtime commands together may take; containerd gives `delete` 5 s. runsc looks again
+/// whether its sandbox has ended after 0.5 s and after 1.5 s.
+const RUNTIME: Duration = Duration::from_secs(2);
 /// How long killed processes may take to end after that.
 const PROCESSES: Duration = Duration::from_secs(1);
 /// Exit status of a container whose daemon was killed: as if by SIGKILL.

@@ -164,6 +164,10 @@ impl Container {
             Err(Error::Runtime { .. }) if self.init.is_dead() => {
                 Err(Error::Finished { id: self.id.to_string() })
             }
+            // runsc signals no container that was not started; its one process can be killed.
+            Err(Error::Runtime { .. }) if signal == 9 && self.init.state() == State::Created => {
+                self.init.signal(signal)
+            }
             result => result,
         }
     }

@@ -13,9 +13,9 @@ use crate::ids::ContainerId;
 /// What is read of a log; a runtime that fills its log cannot fill our memory.
 const LOG_LIMIT: u64 = 1024 * 1024;
 
-/// One line of the runtime's log, written with `--log-format json`.
+/// One record of the runtime's log, written with `--log-format json`.
 #[derive(Deserialize)]
-struct Line {
+struct Record {
     #[serde(default)]
     level: String,
     #[serde(default)]
@@ -36,11 +36,16 @@ pub(super) fn message(log: &Path, output: &str) -> String {
 fn last_error(log: impl BufRead) -> Option<String> {
     log.split(b'\n')
         .map_while(Result::ok)
-        .filter_map(|line| serde_json::from_slice::<Line>(&line).ok())
-        .filter(|line| matches!(line.level.as_str(), "error" | "fatal" | "panic"))
-        .map(|line| line.msg.trim().to_owned())
+        .flat_map(|line| records(&line))
+        .filter(|record| matches!(record.level.as_str(), "error" | "fatal" | "panic"))
+        .map(|record| record.msg.trim().to_owned())
         .filter(|message| !message.is_empty())
         .last()
+}
+
+/// The records of a line up to the first that is none; runsc puts all its records on one.
+fn records(line: &[u8]) -> Vec<Record> {
+    serde_json::Deserializer::from_slice(line).into_iter().map_while(Result::ok).collect()
 }
 
 /// Turns a failed command into what containerd's clients act on.
@@ -61,7 +66,8 @@ pub(super) fn error(
     Error::Runtime { runtime, command, status, message }
 }
 
-/// Whether a runtime says that there is nothing (left) to signal: runc 1.0 to 1.4, crun 1.x, youki.
+/// Whether a runtime says that there is nothing (left) to signal: runc 1.0 to 1.4, crun 1.x, youki,
+/// runsc.
 fn is_finished(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
     [
@@ -70,6 +76,7 @@ fn is_finished(message: &str) -> bool {
         "no such process",
         "container is not running",
         "cannot be killed because it is",
+        "sandbox is not running",
     ]
     .iter()
     .any(|text| message.contains(text))
@@ -111,6 +118,11 @@ mod tests {
                 "{\"msg\": \"cannot open `x`: No such file or directory\", \"level\": \"error\", \"time\": \"2026\"}",
                 Some("cannot open `x`: No such file or directory"),
             ),
+            (
+                "runsc",
+                "{\"msg\":\"a\",\"level\":\"error\",\"time\":\"t\"}{\"msg\":\"b\",\"level\":\"error\",\"time\":\"t\"}",
+                Some("b"),
+            ),
             ("garbage", "\u{0}\u{1}garbage\n{\"level\":\"er", None),
             ("only information", "{\"level\":\"info\",\"msg\":\"a\"}\n", None),
             ("empty", "", None),
@@ -128,6 +140,7 @@ mod tests {
             ("go", "os: process already finished", true),
             ("crun", "kill container: No such process", true),
             ("gone", "container does not exist", true),
+            ("runsc", "sandbox is not running", true),
             (
                 "crun, gone",
                 "error opening file `/run/crun/c/status`: No such file or directory",
@@ -147,6 +160,7 @@ mod tests {
             ("runc", "container does not exist", true),
             ("crun 1.8", "cannot open directory '/run/x/c': No such file or directory", true),
             ("crun", "error opening file `/run/x/c/status`: No such file or directory", true),
+            ("runsc", "loading container \"c\": file does not exist", true),
             ("crun, denied", "cannot open directory '/run/x/c': Permission denied", false),
             ("another file", "error opening file `/etc/x`: No such file or directory", false),
             ("runs", "cannot delete container c that is not stopped: running", false),
