@@ -1,13 +1,14 @@
 #!/bin/sh
-# Brings the packaged containerd generations that the tests run against into
-#   TARGET/containerd/{1.6,1.7,2.x}/bin      (TARGET: $CARGO_TARGET_DIR, else target)
-# each with its own ctr and stock shim. Nothing is installed: the packages are downloaded through
-# lists, a cache and a sources file of their own, and unpacked. What is there already is kept.
+# Brings the packaged containerd generations that the tests run against, and gVisor's runsc, into
+#   TARGET/containerd/{1.6,1.7,2.x,runsc}/bin      (TARGET: $CARGO_TARGET_DIR, else target)
+# each containerd with its own ctr and stock shim. Nothing is installed: the packages are downloaded
+# through lists, a cache and a sources file of their own, and unpacked. What is there already is kept.
 set -eu
 cd "$(dirname "$0")/.."
 dest=$(realpath -m "${CARGO_TARGET_DIR:-target}")/containerd
 apt=$dest/apt
-suites='1.6:bookworm 1.7:trixie 2.x:forky'
+# DIRECTORY:PACKAGE:SUITE. Debian 12's own runsc is too old; the newer one of its backports is this.
+packages='1.6:containerd:bookworm 1.7:containerd:trixie 2.x:containerd:forky runsc:runsc:trixie'
 
 say() { echo "fetch-containerd: $*"; }
 fail() { say "$*" >&2; exit 1; }
@@ -39,37 +40,51 @@ update_lists() {
     private_apt update >"$apt/log" 2>&1 || { cat "$apt/log" >&2; fail 'apt-get update failed'; }
 }
 
-# runs VERSION: whether its containerd is there and starts.
-runs() { "$dest/$1/bin/containerd" --version >/dev/null 2>&1; }
+# split ENTRY: sets directory, package and suite.
+split() {
+    directory=${1%%:*}
+    suite=${1##*:}
+    package=${1#*:}
+    package=${package%:*}
+}
 
-# unpack VERSION SUITE: leaves only the programs, in VERSION/bin.
+# The entry's program, which has the package's name, says its version.
+version() { "$dest/$directory/bin/$package" --version; }
+
+# unpack: leaves only the programs of the entry, in DIRECTORY/bin.
 unpack() {
-    work=$dest/.$1
+    work=$dest/.$directory
     rm -rf "$work"
     mkdir -p "$work/deb"
-    (cd "$work" && private_apt download "containerd/$2") >"$apt/log" 2>&1 ||
-        { cat "$apt/log" >&2; fail "containerd of $2 could not be downloaded"; }
-    dpkg -x "$work"/containerd_*.deb "$work/deb"
-    rm -rf "${dest:?}/$1"
-    mkdir -p "$dest/$1"
-    mv "$work/deb/usr/bin" "$dest/$1/bin"
+    (cd "$work" && private_apt download "$package/$suite") >"$apt/log" 2>&1 ||
+        { cat "$apt/log" >&2; fail "$package of $suite could not be downloaded"; }
+    dpkg -x "$work/$package"_*.deb "$work/deb"
+    rm -rf "${dest:?}/$directory"
+    mkdir -p "$dest/$directory"
+    mv "$work/deb/usr/bin" "$dest/$directory/bin"
     rm -rf "$work"
-    runs "$1" || fail "containerd $1 does not start here: $("$dest/$1/bin/containerd" --version 2>&1)"
+    version >/dev/null 2>&1 || fail "$package of $suite does not start here: $(version 2>&1)"
 }
 
 missing=
-for entry in $suites; do runs "${entry%:*}" || missing="$missing $entry"; done
+for entry in $packages; do
+    split "$entry"
+    version >/dev/null 2>&1 || missing="$missing $entry"
+done
 if [ -n "$missing" ]; then
-    suite_names=$(for entry in $missing; do echo "${entry#*:}"; done)
-    say "reading the package lists of $(echo "$suite_names" | tr '\n' ' ')"
+    suites=$(for entry in $missing; do echo "${entry##*:}"; done | sort -u)
+    say "reading the package lists of $(echo "$suites" | tr '\n' ' ')"
     # shellcheck disable=SC2086 # one word per suite
-    update_lists $suite_names
+    update_lists $suites
     for entry in $missing; do
-        say "unpacking containerd ${entry%:*} of Debian ${entry#*:}"
-        unpack "${entry%:*}" "${entry#*:}"
+        split "$entry"
+        say "unpacking $package of Debian $suite"
+        # Not every architecture has a runsc; without one its tests are skipped.
+        (unpack) || [ "$package" = runsc ] || exit 1
     done
     rm -rf "$apt"
 fi
-for entry in $suites; do
-    say "${entry%:*}: $("$dest/${entry%:*}/bin/containerd" --version | cut -d' ' -f3)"
+for entry in $packages; do
+    split "$entry"
+    say "$directory: $(version 2>/dev/null | head -n 1)"
 done
