@@ -32,9 +32,21 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts the containerd whose programs are in `programs`, with everything it writes in `dir`.
     pub(crate) fn start(version: &str, programs: &Path, runtime: Runtime, dir: &Path) -> Self {
+        Self::start_with(version, programs, runtime, dir, &config(dir, DISABLED))
+    }
+
+    /// As [`Daemon::start`], with a configuration of its own. Programs in `dir`/bin come before all
+    /// others of their name.
+    pub(crate) fn start_with(
+        version: &str,
+        programs: &Path,
+        runtime: Runtime,
+        dir: &Path,
+        config: &str,
+    ) -> Self {
         fs::create_dir_all(dir.join("fifo")).unwrap();
         let crun = host::write_crun(dir);
-        fs::write(dir.join("containerd.toml"), config(dir)).unwrap();
+        fs::write(dir.join("containerd.toml"), config).unwrap();
         fs::write(dir.join("berth.toml"), format!("runtime = {crun:?}\n")).unwrap();
         let child = Mutex::new(spawn(programs, runtime, dir));
         let version = version.to_owned();
@@ -115,6 +127,11 @@ impl Daemon {
     pub(crate) fn shim_socket(&self, namespace: &str, group: &str) -> PathBuf {
         let name = self.dir.join("c.sock").join(namespace).join(group);
         Path::new("/run/containerd/s").join(image::hex(name.as_os_str().as_encoded_bytes()))
+    }
+
+    /// Where the programs of this version are.
+    pub(crate) fn programs(&self) -> &Path {
+        &self.programs
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -206,7 +223,7 @@ impl Drop for EventLog {
 
 fn spawn(programs: &Path, runtime: Runtime, dir: &Path) -> Child {
     let berth = Path::new(env!("CARGO_BIN_EXE_containerd-shim-berth-v1")).parent().unwrap();
-    let mut path = vec![berth.to_owned(), programs.to_owned()];
+    let mut path = vec![dir.join("bin"), berth.to_owned(), programs.to_owned()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
     let mut command = Command::new(programs.join("containerd"));
@@ -220,12 +237,13 @@ fn spawn(programs: &Path, runtime: Runtime, dir: &Path) -> Child {
     command.spawn().unwrap_or_else(|error| panic!("{}: {error}", programs.display()))
 }
 
-fn config(dir: &Path) -> String {
+/// containerd's configuration with everything below `dir` and without the plugins `disabled`.
+pub(crate) fn config(dir: &Path, disabled: &[&str]) -> String {
     format!(
         "version = 2\n\
          root = {root:?}\n\
          state = {state:?}\n\
-         disabled_plugins = {DISABLED:?}\n\
+         disabled_plugins = {disabled:?}\n\
          [grpc]\n\
          address = {address:?}\n\
          [debug]\n\

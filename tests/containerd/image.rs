@@ -23,6 +23,11 @@ pub(crate) fn busybox() -> PathBuf {
 
 /// Writes the image as an archive for `ctr image import` below `dir`; returns its path.
 pub(crate) fn write(dir: &Path) -> PathBuf {
+    write_named(dir, NAME, &["/bin/sh"])
+}
+
+/// Writes the image under another name, with another program as its own.
+pub(crate) fn write_named(dir: &Path, name: &str, program: &[&str]) -> PathBuf {
     let (layout, tree) = (dir.join("layout"), dir.join("tree"));
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
     fill(&tree);
@@ -33,7 +38,7 @@ pub(crate) fn write(dir: &Path) -> PathBuf {
     let config = json!({
         "architecture": architecture(),
         "os": "linux",
-        "config": { "Cmd": ["/bin/sh"], "Env": ["PATH=/bin"] },
+        "config": { "Cmd": program, "Env": ["PATH=/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
     });
     let config = blob(&layout, "config.v1+json", config.to_string().as_bytes());
@@ -44,7 +49,7 @@ pub(crate) fn write(dir: &Path) -> PathBuf {
         "layers": [layer],
     });
     let mut manifest = blob(&layout, "manifest.v1+json", manifest.to_string().as_bytes());
-    manifest["annotations"] = json!({ "io.containerd.image.name": NAME });
+    manifest["annotations"] = json!({ "io.containerd.image.name": name });
     let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();

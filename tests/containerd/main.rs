@@ -16,11 +16,15 @@
 
 mod bed;
 mod command;
+mod config;
 mod crash;
+mod cri;
 mod daemon;
 mod host;
 mod image;
 mod lifecycle;
+mod recorder;
+mod runsc;
 mod streams;
 mod terminal;
 
@@ -85,17 +89,25 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     /// Whether it needs the daemon, or the machine, for itself.
     pub(crate) alone: bool,
+    /// Whether it is about what only berth does, with runtimes of its own choice: it has no row for
+    /// the stock shim, nor for crun.
+    pub(crate) own: bool,
     pub(crate) check: fn(&Bed<'_>),
 }
 
 /// A case that others may run beside.
 pub(crate) const fn shared(name: &'static str, check: fn(&Bed<'_>)) -> Case {
-    Case { name, alone: false, check }
+    Case { name, alone: false, own: false, check }
 }
 
 /// A case that restarts the daemon or loads the machine.
 pub(crate) const fn alone(name: &'static str, check: fn(&Bed<'_>)) -> Case {
-    Case { name, alone: true, check }
+    Case { name, alone: true, own: false, check }
+}
+
+/// A case about what only berth does.
+pub(crate) const fn own(name: &'static str, check: fn(&Bed<'_>)) -> Case {
+    Case { name, alone: false, own: true, check }
 }
 
 /// The number of containers, or exec processes, in the cases that end many at once.
@@ -116,6 +128,9 @@ fn main() -> ExitCode {
         arguments.into_iter().partition(|word| word.starts_with('-'));
     let versions = versions();
     let plan = plan(&versions, &words);
+    if !versions.iter().all(|(_, programs)| runsc::program(programs).exists()) {
+        eprintln!("NO RUNSC: its cases are skipped; packaging/fetch-containerd.sh fetches it");
+    }
     if flags.iter().any(|flag| flag == "--list") {
         plan.iter().for_each(|row| println!("{}", row.title()));
         return ExitCode::SUCCESS;
@@ -179,8 +194,18 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
     for (version, programs) in versions {
         for runtime in Runtime::ALL {
             for shim in Shim::ALL {
-                let cases = [streams::CASES, terminal::CASES, lifecycle::CASES, crash::CASES];
-                for case in cases.into_iter().flatten() {
+                let cases = [
+                    streams::CASES,
+                    terminal::CASES,
+                    lifecycle::CASES,
+                    crash::CASES,
+                    config::CASES,
+                    cri::CASES,
+                    runsc::cases(programs),
+                ];
+                let applies =
+                    |case: &&Case| !case.own || (shim, runtime) == (Shim::Berth, Runtime::Runc);
+                for case in cases.into_iter().flatten().filter(applies) {
                     rows.push(Row { version, programs, runtime, shim, case });
                 }
             }
