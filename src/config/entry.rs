@@ -50,6 +50,8 @@ pub(crate) struct Entry {
     pub(crate) guest_empty_dir: bool,
     /// Whether the runtime wants to know the pod's size.
     pub(crate) sizing: bool,
+    /// Whether the runtime's processes are none of the host's.
+    pub(crate) inner_pids: bool,
     /// Environment of the runtime's commands, on top of the daemon's.
     pub(crate) env: BTreeMap<String, String>,
     /// Put into each container's spec for the runtime to see.
@@ -96,6 +98,7 @@ impl Entry {
             nydus_rootfs: NydusRootfs::Refuse,
             guest_empty_dir: false,
             sizing: false,
+            inner_pids: false,
             env: BTreeMap::new(),
             annotations: BTreeMap::new(),
         }
@@ -142,6 +145,7 @@ pub(super) fn entry(mut section: Section<'_>, place: &Place, inherited: &Deadlin
         nydus_rootfs: section.take("nydus_rootfs", NydusRootfs::Refuse),
         guest_empty_dir: guest_empty_dir(&mut section),
         sizing: section.take("sizing", false),
+        inner_pids: section.take("inner_pids", false),
         env: section.take_texts("env", |name, value| {
             let broken = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
             if broken { Err(format!("{name:?} cannot be set in an environment")) } else { Ok(()) }

@@ -1,6 +1,7 @@
 //! Exec processes: described, started, removed.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::rc::Rc;
 
 use serde::Deserialize;
@@ -17,6 +18,7 @@ use crate::events::Event;
 use crate::ids::{ExecId, Pid};
 use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
 use crate::reaper::{Child, Exit};
+use crate::runtime::args;
 use crate::sys::pidfd::pidfd_send_signal;
 
 impl Container {
@@ -98,12 +100,14 @@ impl Container {
         let process = &self.bundle.exec_process_file(id);
         let pid_file = Scratch::new(self.bundle.exec_pid_file(id));
         let pid = pid_file.path();
+        let inner_file = Scratch::new(args::inner_pid_file(pid));
         let call = self.call(deadline);
         let watch = self.shared.reaper.watch();
         if exec.stdio.terminal {
             let socket = ConsoleSocket::bind(self.bundle.dir())?;
             self.runtime.exec(&call, process, pid, Some(socket.path()), None).await?;
             let (child, pidfd) = watch.claim(bundle::read_pid(pid)?)?;
+            exec.inner_pid.set(self.inner_pid(inner_file.path()));
             let master = receive(socket).await;
             let io = master.and_then(|master| ProcessIo::terminal(master, &exec.stdio));
             // It runs, and without its terminal nobody would ever hear of it again.
@@ -116,8 +120,37 @@ impl Container {
         let streams = [child.stdin, child.stdout, child.stderr];
         self.runtime.exec(&call, process, pid, None, Some(streams)).await?;
         let (child, pidfd) = watch.claim(bundle::read_pid(pid)?)?;
+        exec.inner_pid.set(self.inner_pid(inner_file.path()));
         exec.bind(child.pid, pidfd, io);
         Ok(child)
+    }
+
+    /// What the runtime wrote of an exec process that is none of the host's.
+    fn inner_pid(&self, file: &Path) -> Option<Pid> {
+        let pid = self.runtime.inner_pids.then(|| bundle::read_pid(file))?;
+        pid.inspect_err(|error| log::warn!("an exec process cannot be signalled: {error}")).ok()
+    }
+
+    /// Signals an exec process. Where it is none of the host's, the runtime does it: the process that
+    /// berth waits for only stands for it.
+    ///
+    /// # Errors
+    /// As [`Process::signal`]; as the runtime says.
+    pub(crate) async fn kill_exec(
+        &self,
+        exec: &Process,
+        signal: u32,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        let Some(pid) = exec.inner_pid.get().filter(|_| exec.is_alive()) else {
+            return exec.signal(signal);
+        };
+        match self.runtime.kill_inner(&self.call(deadline), signal, pid).await {
+            Err(Error::Finished { .. } | Error::Runtime { .. }) if exec.is_dead() => {
+                Err(Error::Finished { id: exec.name.clone() })
+            }
+            result => result,
+        }
     }
 
     /// Waits for the end of an exec process and announces it.

@@ -27,6 +27,8 @@ pub(crate) struct Process {
     pub(crate) turn: Mutex<()>,
     state: Cell<State>,
     pid: Cell<Option<Pid>>,
+    /// Its pid in the container, where the runtime signals it by that.
+    pub(super) inner_pid: Cell<Option<Pid>>,
     pidfd: RefCell<Option<OwnedFd>>,
     io: RefCell<Option<Rc<ProcessIo>>>,
     /// Set when the process was reaped; `state` follows when its exit is announced.
@@ -54,6 +56,7 @@ impl Process {
             turn: Mutex::default(),
             state: Cell::new(State::Created),
             pid: Cell::default(),
+            inner_pid: Cell::default(),
             pidfd: RefCell::default(),
             io: RefCell::default(),
             dead: Cell::default(),

@@ -5,9 +5,9 @@
 //! [OCI runtime command line interface]: https://github.com/opencontainers/runtime-tools/blob/master/docs/command-line-interface.md
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::ids::ContainerId;
+use crate::ids::{ContainerId, Pid};
 use crate::runtime::Runtime;
 
 /// What stands before the subcommand; for `delete` also without a daemon.
@@ -50,7 +50,13 @@ pub(super) fn start(id: &ContainerId) -> Vec<OsString> {
     vec!["start".into(), id.as_str().into()]
 }
 
+/// Where a runtime with pids of its own writes that of an exec process.
+pub(crate) fn inner_pid_file(pid_file: &Path) -> PathBuf {
+    pid_file.with_extension("inner")
+}
+
 pub(super) fn exec(
+    runtime: &Runtime,
     process: &Path,
     pid_file: &Path,
     console: Option<&Path>,
@@ -60,8 +66,16 @@ pub(super) fn exec(
     if let Some(console) = console {
         args.extend(["--console-socket".into(), console.into()]);
     }
+    if runtime.inner_pids {
+        args.extend(["--internal-pid-file".into(), inner_pid_file(pid_file).into()]);
+    }
     args.extend(["--detach".into(), "--pid-file".into(), pid_file.into(), id.as_str().into()]);
     args
+}
+
+pub(super) fn kill_inner(id: &ContainerId, signal: u32, pid: Pid) -> Vec<OsString> {
+    let pid = pid.to_string();
+    vec!["kill".into(), "--pid".into(), pid.into(), id.as_str().into(), signal.to_string().into()]
 }
 
 pub(super) fn kill(id: &ContainerId, signal: u32, all: bool) -> Vec<OsString> {
@@ -119,6 +133,7 @@ mod tests {
             nydus_rootfs: NydusRootfs::Refuse,
             guest_empty_dir: false,
             sizing: false,
+            inner_pids: false,
         }
     }
 
@@ -133,6 +148,7 @@ mod tests {
             criu_path: "/x/criu".into(),
             ..runtime()
         };
+        let inner = Runtime { inner_pids: true, ..runtime() };
         let (log, bundle, pid, console) =
             (Path::new("/l"), Path::new("/b"), Path::new("/p"), Some(Path::new("/s")));
         let cases = [
@@ -155,9 +171,15 @@ mod tests {
             ),
             (
                 "exec",
-                exec(Path::new("/j"), pid, console, &id),
+                exec(&runtime(), Path::new("/j"), pid, console, &id),
                 "exec --process /j --console-socket /s --detach --pid-file /p c",
             ),
+            (
+                "exec, pids inside",
+                exec(&inner, Path::new("/j"), pid, None, &id),
+                "exec --process /j --internal-pid-file /p.inner --detach --pid-file /p c",
+            ),
+            ("kill inside", kill_inner(&id, 15, Pid::new(7).unwrap()), "kill --pid 7 c 15"),
             ("kill", kill(&id, 15, false), "kill c 15"),
             ("kill all", kill(&id, 9, true), "kill --all c 9"),
             ("delete", delete(&id, false), "delete c"),

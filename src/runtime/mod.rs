@@ -73,6 +73,9 @@ pub(crate) struct Runtime {
     /// Whether it is told the size of the pod; only Create needs it.
     #[serde(skip)]
     pub(crate) sizing: bool,
+    /// Whether exec processes are signalled by their pids inside; `delete` does not need it.
+    #[serde(skip)]
+    pub(crate) inner_pids: bool,
 }
 
 /// What a command needs beyond its runtime: whose it is and until when its caller waits.
@@ -137,13 +140,18 @@ impl Runtime {
         console: Option<&Path>,
         streams: Option<Streams>,
     ) -> Result<()> {
-        let args = args::exec(process_file, pid_file, console, call.id);
+        let args = args::exec(self, process_file, pid_file, console, call.id);
         self.run(call, "exec", args, streams).await
     }
 
     /// Sends a signal to the init process, or to every process of the container.
     pub(crate) async fn kill(&self, call: &Call<'_>, signal: u32, all: bool) -> Result<()> {
         self.run(call, "kill", args::kill(call.id, signal, all), None).await
+    }
+
+    /// Sends a signal to the exec process that has `pid` inside.
+    pub(crate) async fn kill_inner(&self, call: &Call<'_>, signal: u32, pid: Pid) -> Result<()> {
+        self.run(call, "kill", args::kill_inner(call.id, signal, pid), None).await
     }
 
     /// Removes the container's cgroup and the runtime's state of it; `force` kills what still runs.

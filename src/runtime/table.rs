@@ -78,6 +78,7 @@ pub(crate) fn resolve(
         nydus_rootfs: entry.nydus_rootfs,
         guest_empty_dir: entry.guest_empty_dir,
         sizing: entry.sizing,
+        inner_pids: entry.inner_pids,
     })
 }
 

@@ -183,7 +183,7 @@ async fn kill(
     let process = container.process(&request.exec_id)?;
     match process.exec_id {
         None => container.kill(request.signal, request.all, deadline).await,
-        Some(_) => process.signal(request.signal),
+        Some(_) => container.kill_exec(&process, request.signal, deadline).await,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use crate::bed::Bed;
 use crate::{Case, command, config, host, own};
@@ -31,7 +32,8 @@ impl Sandboxes {
         fs::create_dir_all(&dir).unwrap();
         let program = program(bed.daemon.programs()).canonicalize().unwrap();
         let text = format!(
-            "[runtimes.gvisor]\npath = {program:?}\nargs = [\"--network=none\"]\nroot = {root:?}\n"
+            "[runtimes.gvisor]\npath = {program:?}\nargs = [\"--network=none\"]\nroot = {root:?}\n\
+             inner_pids = true\n"
         );
         let mut flags = config::write(&dir.join("config.toml"), &text).to_vec();
         flags.extend(["--annotation".into(), "io.containerd.berth.runtime=gvisor".into()]);
@@ -68,6 +70,15 @@ fn runsc(bed: &Bed<'_>) {
     bed.start(flags, &id, &["sh", "-c", trap]);
     let exec = bed.exec(&id, "e1", &["sh", "-c", "echo inside; exit 9"]);
     assert_eq!((exec.status, exec.text().as_str()), (9, "inside"), "{}", exec.stderr);
+    thread::scope(|scope| {
+        let mut sleep = bed.exec_command(&[], &id, "e2", &["sleep", "1000"]);
+        let exec = scope.spawn(move || command::run(&mut sleep, b"").status);
+        bed.await_event(&id, "exec-started e2");
+        bed.ctr(&["task", "kill", "--exec-id", "e2", "--signal", "SIGKILL", &id]).ok();
+        assert_eq!(exec.join().unwrap(), 137);
+        let inside = bed.exec(&id, "e3", &["busybox", "ps"]).ok();
+        assert!(!inside.contains("sleep 1000"), "{inside}");
+    });
     bed.ctr(&["task", "pause", &id]).ok();
     assert_eq!(bed.state(&id).as_deref(), Some("PAUSED"));
     bed.ctr(&["task", "resume", &id]).ok();

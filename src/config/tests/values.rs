@@ -134,6 +134,7 @@ fn every_key_has_its_effect() {
         nydus_rootfs = "pass"
         disable_guest_empty_dir = false
         sizing = true
+        inner_pids = true
         env = { A = "b c" }
         [runtimes.gvisor.deadline]
         kill = 2
@@ -160,6 +161,7 @@ fn every_key_has_its_effect() {
         nydus_rootfs: NydusRootfs::Pass,
         guest_empty_dir: true,
         sizing: true,
+        inner_pids: true,
         env: [("A".into(), "b c".into())].into(),
         annotations: [("run.oci.handler".into(), "wasm".into())].into(),
     };
