@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::cgroup::Hierarchies;
 use crate::cli::Flags;
+use crate::config;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Namespace, Pid};
 use crate::socket::{self, Bound, Claim};
@@ -98,7 +99,10 @@ impl Request {
                 "" => flags.publish_binary.clone(),
                 binary => binary.into(),
             },
-            shim_cgroup: params.options.shim_cgroup,
+            shim_cgroup: match params.options.shim_cgroup.as_str() {
+                "" => config::shim_cgroup(&params.options.config_body).unwrap_or_default(),
+                path => path.to_owned(),
+            },
         })
     }
 }

@@ -1,7 +1,9 @@
 //! The create option `config_body`: containerd's CRI plugin writes a runtime's whole options table
 //! into it, whose keys are in CamelCase by custom, be they berth's own or those of runc's options.
 
-use super::document::{Node, Table, Value};
+use std::rc::Rc;
+
+use super::document::{self, Node, Source, Table, Value, Via};
 use super::section::Section;
 use crate::wire::options::RuntimeOptions;
 
@@ -26,6 +28,16 @@ pub(super) fn options(top: &mut Section<'_>) -> RuntimeOptions {
         top.take(key, String::new());
     }
     options
+}
+
+/// The cgroup for the shim that a table of options names. `start` asks, before anything else of the
+/// configuration counts: a table with faults is for Create to refuse.
+pub(crate) fn shim_cgroup(body: &[u8]) -> Option<String> {
+    let source = Rc::new(Source { name: String::new(), via: Via::ConfigBody });
+    match document::parse(body, &source).ok()?.remove("ShimCgroup")?.value {
+        Value::Leaf(toml::Value::String(path)) => Some(path),
+        _ => None,
+    }
 }
 
 /// Keys of [`options`], which keep their names.
@@ -101,6 +113,22 @@ fn snake_case(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_shim_s_cgroup_is_found_in_a_table_of_options() {
+        let cases = [
+            ("ShimCgroup = '/a'", Some("/a")),
+            ("BinaryName = 'crun'\nShimCgroup = \"/a\"\n[x]\ny = 1", Some("/a")),
+            ("BinaryName = 'crun'", None),
+            ("[x]\nShimCgroup = '/a'", None),
+            ("ShimCgroup = 1", None),
+            ("ShimCgroup = ", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(shim_cgroup(text.as_bytes()).as_deref(), expected, "{text}");
+        }
+    }
 
     #[test]
     fn camel_case_is_another_form_of_the_same_key() {

@@ -8,6 +8,7 @@ mod section;
 mod show;
 mod source;
 
+pub(crate) use body::shim_cgroup;
 pub(crate) use entry::{BlockRootfs, Deadlines, Entry, NydusRootfs};
 pub(crate) use show::{check, show};
 pub(crate) use source::{CONFIG_ANNOTATION, Environment, RUNTIME_ANNOTATION, Request, allow, load};
