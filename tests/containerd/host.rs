@@ -57,7 +57,7 @@ impl Drop for PlainHierarchies {
 }
 
 /// Removes the cgroups below `cgroup` that have no process, from the leaves up.
-fn remove_children(cgroup: &Path) {
+pub(crate) fn remove_children(cgroup: &Path) {
     for entry in fs::read_dir(cgroup).into_iter().flatten().filter_map(Result::ok) {
         if entry.path().is_dir() {
             remove_children(&entry.path());

@@ -36,8 +36,19 @@ const DISABLED: &[&str] = &["io.containerd.internal.v1.opt", "io.containerd.inte
 struct Cri {
     daemon: Daemon,
     socket: PathBuf,
-    /// Below it are the cgroups of all pods.
-    cgroup: String,
+    cgroup: Cgroup,
+}
+
+/// The parent of all pods' cgroups, without its slash; removed when dropped.
+struct Cgroup(String);
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for path in host::cgroups(&self.0) {
+            host::remove_children(&path);
+            let _ = fs::remove_dir(path);
+        }
+    }
 }
 
 impl Cri {
@@ -77,7 +88,7 @@ impl Cri {
             let mut import = daemon.ctr(NAMESPACE);
             command::run(import.args(["image", "import"]).arg(archive), b"").ok();
         }
-        let cgroup = format!("/berth-test-{}-cri", std::process::id());
+        let cgroup = Cgroup(format!("berth-test-{}-cri", std::process::id()));
         let cri = Self { socket: dir.join("c.sock"), daemon, cgroup };
         let served: Result<Empty, _> = cri.call_service("RuntimeService/Version", &Empty {});
         assert!(served.is_ok(), "no CRI: {served:?}, {}", cri.daemon.log_about("cri"));
@@ -118,7 +129,7 @@ impl Cri {
             }),
             annotations: annotations.iter().map(owned).collect(),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: self.cgroup.clone(),
+                cgroup_parent: format!("/{}", self.cgroup.0),
                 security_context: Some(SecurityContext { namespace_options: network }),
             }),
             ..PodSandboxConfig::default()
@@ -131,7 +142,7 @@ impl Cri {
 
     /// Stops the daemon; fails if anything is left of its pods.
     fn end(self) {
-        for path in host::cgroups(self.cgroup.trim_start_matches('/')) {
+        for path in host::cgroups(&self.cgroup.0) {
             fs::remove_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
         host::remove_namespace(NAMESPACE);
