@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{OFlag, ResolveFlag, open, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{
     CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs,
@@ -17,6 +17,7 @@ use nix::sys::statfs::{
 use nix::unistd::geteuid;
 
 use crate::error::{Error, Result};
+use crate::sys::place::open_place;
 
 /// The longest file, in bytes.
 pub(super) const LIMIT: u64 = 1 << 20;
@@ -132,17 +133,7 @@ impl Directory {
         if name.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
             return Err(Errno::EXDEV);
         }
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        // EAGAIN: something moved while `..` of a link was followed.
-        let mut tries = 0;
-        loop {
-            match openat2(self.fd.as_fd(), name, how) {
-                Err(Errno::EAGAIN) if tries < 16 => tries += 1,
-                result => return result,
-            }
-        }
+        open_place(&self.fd, name, ResolveFlag::RESOLVE_BENEATH)
     }
 
     fn refusal(&self, name: &Path, errno: Errno) -> Error {

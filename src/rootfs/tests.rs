@@ -104,6 +104,15 @@ fn mount_all(bundle: &Bundle, mounts: &[Mount]) -> Result<RootfsMount> {
     block_on(mount(mounts, &bundle.rootfs(), FuseOverlay::Never, run_helper))
 }
 
+/// Unmounts a file system that a process which is just ending may still use.
+fn unmount_soon(place: &str) {
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while Command::new("umount").args(["--quiet", place]).status().is_ok_and(|it| !it.success()) {
+        assert!(std::time::Instant::now() < until, "{place} stays busy");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Runs a program that the test cannot do without.
 fn tool(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output();

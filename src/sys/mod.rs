@@ -5,6 +5,7 @@ pub(crate) mod child;
 pub(crate) mod loop_device;
 pub(crate) mod mount;
 pub(crate) mod pidfd;
+pub(crate) mod place;
 pub(crate) mod process;
 pub(crate) mod ready;
 pub(crate) mod thread;

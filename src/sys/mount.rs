@@ -3,14 +3,16 @@
 use std::ffi::{CStr, CString, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{OFlag, ResolveFlag, open};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
+
+use crate::sys::place::open_place;
 
 use super::thread::apart;
 
@@ -158,12 +160,11 @@ pub(crate) fn in_private_namespace<T: Send>(
 }
 
 /// Opens `path` as a process would see it whose root directory is `root`: no symbolic link and no
-/// `..` leads out. The descriptor only names the place. openat2(2), Linux 5.6.
+/// `..` leads out. The descriptor only names the place. As [`open_place`].
 pub(crate) fn open_inside(root: &Path, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let root = open(root, flags | OFlag::O_DIRECTORY, Mode::empty())?;
-    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    Ok(openat2(root.as_fd(), path, OpenHow::new().flags(flags).resolve(resolve))?)
+    Ok(open_place(root, Path::new(path), ResolveFlag::RESOLVE_IN_ROOT)?)
 }
 
 /// Every place at or below `path` where something is mounted, in the order of mounting; a place

@@ -68,7 +68,7 @@ fn fuse_overlayfs_mounts_what_the_kernel_refuses_if_it_may() {
             (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{name}: {error}"),
             (got, _) => panic!("{name}: {got:?}"),
         }
-        tool("umount", &[&bundle.text("upper")]);
+        unmount_soon(&bundle.text("upper"));
         bundle.check_clean();
         assert!(bundle.path("lower/lower").exists(), "{name}: the lower layer was changed");
     }
@@ -102,6 +102,6 @@ fn a_failure_names_the_reasons_of_both() {
         assert!(text.contains(kernel) && text.contains(fuse), "{name}: {text}");
         assert_eq!(bundle.mounted(), [bundle.path("upper")], "{name}");
     }
-    tool("umount", &[&bundle.text("upper")]);
+    unmount_soon(&bundle.text("upper"));
     bundle.check_clean();
 }
