@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -110,6 +110,16 @@ impl<'a> Bed<'a> {
     #[track_caller]
     pub(crate) fn run(&self, flags: &[&str], id: &str, program: &[&str]) -> Output {
         command::run(&mut self.run_command(&[flags, &["--rm"]].concat(), id, program), b"")
+    }
+
+    /// Like [`Bed::run`], for a `script` that prints something on its standard output and waits
+    /// for the end of its input then, which comes when `expected` has arrived.
+    #[track_caller]
+    pub(crate) fn run_printing(&self, id: &str, script: &str, expected: &str) -> Output {
+        let mut run = self.run_command(&["--rm"], id, &["sh", "-c", script]);
+        command::run_fed(&mut run, b"", |[stdout, _]| {
+            stdout.wait(|text| text == expected.as_bytes());
+        })
     }
 
     /// Starts `program` in container `id` and leaves it running; returns its pid.
@@ -275,9 +285,10 @@ impl<'a> Bed<'a> {
     /// Every trace of a container or group on this machine.
     fn traces(&self, name: &str) -> Vec<String> {
         let mut found = self.processes(name);
-        found.extend(
-            host::mounts(&format!("/{name}/")).into_iter().map(|path| format!("mount {path}")),
-        );
+        let here = self.daemon.dir();
+        let mounts = host::mounts(&format!("/{name}/")).into_iter();
+        let mounts = mounts.filter(|path| Path::new(path).starts_with(here));
+        found.extend(mounts.map(|path| format!("mount {path}")));
         let mut paths = host::cgroups(&format!("{}/{name}", self.namespace));
         paths.extend(host::runtime_states(self.namespace, name));
         paths.extend(self.fifos(name));

@@ -2,14 +2,16 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The longest that any one command of a test may take.
-pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+/// The longest that any one command of a test may take. A hundred at once take minutes where others
+/// want the processors too.
+pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 
 /// The longest wait for a condition that another process brings about.
-pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// A program that ended.
 #[derive(Debug)]
@@ -44,30 +46,88 @@ impl Output {
 /// Runs `command` to its end with `input` on its standard input.
 #[track_caller]
 pub(crate) fn run(command: &mut Command, input: &[u8]) -> Output {
-    run_fed(command, input, || ())
+    run_fed(command, input, |_| ())
 }
 
-/// Like [`run`], but the end of `input` comes only after `hold`.
+/// What a program prints, as it comes.
+#[derive(Clone, Default)]
+pub(crate) struct Printed(Arc<Mutex<Text>>);
+
+#[derive(Default)]
+struct Text {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl Printed {
+    /// Waits until what was printed is as `expected` wants it; gives up when nothing more comes,
+    /// or after [`WAIT_LIMIT`].
+    pub(crate) fn wait(&self, expected: impl Fn(&[u8]) -> bool) {
+        let _ = poll(|| {
+            let text = self.0.lock().unwrap();
+            (text.ended || expected(&text.bytes)).then_some(())
+        });
+    }
+
+    /// Whether a line is complete by now.
+    pub(crate) fn has_line(&self) -> bool {
+        self.0.lock().unwrap().bytes.contains(&b'\n')
+    }
+
+    fn collect(&self, mut from: impl Read + Send + 'static) -> thread::JoinHandle<()> {
+        let Self(text) = self.clone();
+        thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            loop {
+                let count = from.read(&mut buffer).unwrap();
+                let mut text = text.lock().unwrap();
+                text.bytes.extend_from_slice(&buffer[..count]);
+                text.ended = count == 0;
+                if text.ended {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap().bytes)
+    }
+}
+
+/// Like [`run`], but the end of `input` comes only after `hold`, which sees what is printed on
+/// standard output and on standard error.
+///
+/// A client drops what it has not read by the time at which it learns of the program's end. So a
+/// program whose output matters ends when its input does, which is when the output is here.
 #[track_caller]
-pub(crate) fn run_fed(command: &mut Command, input: &[u8], hold: impl FnOnce()) -> Output {
+pub(crate) fn run_fed(
+    command: &mut Command,
+    input: &[u8],
+    hold: impl FnOnce([&Printed; 2]),
+) -> Output {
     let what = describe(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("start `{what}`: {error}"));
     let mut stdin = child.stdin.take().unwrap();
-    let stdout = collect(child.stdout.take().unwrap());
-    let stderr = collect(child.stderr.take().unwrap());
+    let (stdout, stderr) = (Printed::default(), Printed::default());
+    let readers = [
+        stdout.collect(child.stdout.take().unwrap()),
+        stderr.collect(child.stderr.take().unwrap()),
+    ];
     let input = input.to_vec();
     let writer = thread::spawn(move || {
         // A program may end without having read its input.
         let _ = stdin.write_all(&input);
         stdin
     });
-    hold();
+    hold([&stdout, &stderr]);
     let closer = thread::spawn(move || drop(writer.join().unwrap()));
     let status = wait(&mut child, &what);
     closer.join().unwrap();
-    let stderr = String::from_utf8_lossy(&stderr.join().unwrap()).into_owned();
-    Output { what, status: code(status), stdout: stdout.join().unwrap(), stderr }
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    let stderr = String::from_utf8_lossy(&stderr.take()).into_owned();
+    Output { what, status: code(status), stdout: stdout.take(), stderr }
 }
 
 /// Waits for `child`, kills it when [`COMMAND_LIMIT`] has passed.
@@ -106,18 +166,15 @@ pub(crate) fn poll<T>(mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
+/// What a thread came to; it failing is this thread's failure, in the same words.
+pub(crate) fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+}
+
 /// The exit status as a shell tells it.
 pub(crate) fn code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
-}
-
-fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut all = Vec::new();
-        from.read_to_end(&mut all).unwrap();
-        all
-    })
 }
 
 fn describe(command: &Command) -> String {

@@ -26,7 +26,7 @@ fn shim_killed(bed: &Bed<'_>) {
     command::until("the task is gone", || bed.state(&id).is_none().then_some(()));
     bed.ctr(&["container", "delete", &id]).ok();
     bed.check_clean();
-    assert_eq!(bed.run(&[], &id, &["echo", "again"]).ok(), "again");
+    assert_eq!(bed.run_printing(&id, "echo again; read end; exit 0", "again\n").ok(), "again");
 }
 
 /// A killed shim of a group takes all its containers with it.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::thread;
 
 use crate::bed::Bed;
@@ -65,7 +67,7 @@ fn kill_exec(bed: &Bed<'_>) {
         let exec = scope.spawn(move || command::run(&mut sleep, b"").status);
         bed.await_event(&id, "exec-started e1");
         bed.ctr(&["task", "kill", "--exec-id", "e1", "--signal", "SIGKILL", &id]).ok();
-        assert_eq!(exec.join().unwrap(), 137);
+        assert_eq!(command::join(exec), 137);
     });
     assert_eq!(bed.state(&id).as_deref(), Some("RUNNING"));
     bed.remove(&id);
@@ -137,7 +139,7 @@ fn pids(bed: &Bed<'_>) {
         assert!(line(init.into()).is_some(), "{list}");
         assert!(line(pid).is_some_and(|line| line.contains("e1")), "{list}");
         bed.ctr(&["task", "kill", "--exec-id", "e1", "--signal", "SIGKILL", &id]).ok();
-        exec.join().unwrap();
+        command::join(exec);
     });
     bed.remove(&id);
 }
@@ -190,16 +192,46 @@ fn group(bed: &Bed<'_>) {
     command::until("the shim ends", || (!host::exists(shim)).then_some(()));
 }
 
+/// A FIFO, with files beside it, that programs of many containers open. Each waits for the end of
+/// what comes through; dropping this releases all at the same moment.
+struct Gate {
+    dir: PathBuf,
+    keeper: File,
+}
+
+impl Gate {
+    fn new(bed: &Bed<'_>) -> Self {
+        let dir = bed.daemon.dir().join("many");
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("gate");
+        command::run(Command::new("mkfifo").arg(&path), b"").ok();
+        let keeper = File::options().read(true).write(true).open(path).unwrap();
+        Self { dir, keeper }
+    }
+
+    /// The mount that makes it `/tmp/gate`.
+    fn mount(&self) -> String {
+        format!("type=bind,src={},dst=/tmp,options=rbind:rw", self.dir.display())
+    }
+
+    /// Opens it when `count` is `expected`, or makes no progress: the number may be any. Returns
+    /// the last count.
+    fn open_at(self, expected: usize, count: impl Fn(&Path) -> usize) -> usize {
+        let mut last = 0;
+        while last < expected && command::poll(|| (count(&self.dir) > last).then_some(())).is_some()
+        {
+            last = count(&self.dir);
+        }
+        fs::remove_dir_all(&self.dir).unwrap();
+        drop(self.keeper);
+        last
+    }
+}
+
 /// Containers that exit at the same moment each report their own status.
 fn many_exits(bed: &Bed<'_>) {
-    let shared = bed.daemon.dir().join("many");
-    fs::create_dir_all(&shared).unwrap();
-    let gate = shared.join("gate");
-    command::run(Command::new("mkfifo").arg(&gate), b"").ok();
-    // Every program waits for the end of what comes through the gate: closing it releases all.
-    let keeper = File::options().read(true).write(true).open(&gate).unwrap();
-    let mount = format!("type=bind,src={},dst=/tmp,options=rbind:rw", shared.display());
-
+    let gate = Gate::new(bed);
+    let mount = gate.mount();
     thread::scope(|scope| {
         let mut clients = Vec::new();
         for number in 0..many() {
@@ -211,39 +243,41 @@ fn many_exits(bed: &Bed<'_>) {
                 bed.run_command(&["--rm", "--mount", &mount], &id, &["sh", "-c", &script]);
             clients.push(scope.spawn(move || (number, status, command::run(&mut run, b""))));
         }
-        let ready = || fs::read_dir(&shared).unwrap().count() - 1;
-        let mut last = 0;
-        // As long as there is progress: the number may be any.
-        while command::poll(|| (ready() > last || last == many()).then_some(())).is_some()
-            && last < many()
-        {
-            last = ready();
-        }
-        drop(keeper);
+        let ready = gate.open_at(many(), |dir| fs::read_dir(dir).unwrap().count() - 1);
         for client in clients {
-            let (number, status, output) = client.join().unwrap();
+            let (number, status, output) = command::join(client);
             assert_eq!(output.status, status, "container {number}: {}", explain(&output));
         }
-        assert_eq!(last, many(), "containers were ready");
+        assert_eq!(ready, many(), "containers were ready");
     });
-    fs::remove_dir_all(&shared).unwrap();
 }
 
-/// So do exec processes of one container.
+/// So do exec processes of one container, and their output arrives.
 fn many_execs(bed: &Bed<'_>) {
     let id = bed.name("a");
-    bed.start(&[], &id, &["sleep", "1000"]);
+    let gate = Gate::new(bed);
+    bed.start(&["--mount", &gate.mount()], &id, &["sleep", "1000"]);
+    let printed = Mutex::new(Vec::new());
     thread::scope(|scope| {
         let mut clients = Vec::new();
         for number in 0..bed.many_execs() {
             let status = i32::try_from(number % 251).unwrap();
-            let script = format!("echo {number}; sleep 0.2; exit {status}");
+            let script = format!("exec 3</tmp/gate; echo {number}; read x <&3; exit {status}");
             let mut exec =
                 bed.exec_command(&[], &id, &format!("e{number}"), &["sh", "-c", &script]);
-            clients.push(scope.spawn(move || (number, status, command::run(&mut exec, b""))));
+            let printed = &printed;
+            let mut run = move || {
+                command::run_fed(&mut exec, b"", |[stdout, _]| {
+                    printed.lock().unwrap().push(stdout.clone());
+                })
+            };
+            clients.push(scope.spawn(move || (number, status, run())));
         }
+        gate.open_at(clients.len(), |_| {
+            printed.lock().unwrap().iter().filter(|stdout| stdout.has_line()).count()
+        });
         for client in clients {
-            let (number, status, output) = client.join().unwrap();
+            let (number, status, output) = command::join(client);
             assert_eq!(output.status, status, "exec {number}: {}", explain(&output));
             assert_eq!(output.text(), number.to_string());
         }

@@ -28,6 +28,7 @@ mod runsc;
 mod streams;
 mod terminal;
 
+use std::cell::RefCell;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -143,8 +144,16 @@ fn main() -> ExitCode {
         eprintln!("these tests start containers: run them as root");
         return ExitCode::FAILURE;
     }
-    panic::set_hook(Box::new(|_| {}));
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        FAILED_AT.with(|at| at.replace(place));
+    }));
     report(run_plan(&plan))
+}
+
+thread_local! {
+    /// Where this thread has panicked last.
+    static FAILED_AT: RefCell<String> = RefCell::default();
 }
 
 /// One line of the matrix.
@@ -225,17 +234,23 @@ impl Outcome {
     fn new(title: String, failure: Option<String>, took: Duration) -> Self {
         let word = if failure.is_some() { "FAILED" } else { "ok" };
         println!("{title} ... {word} ({:.1} s)", took.as_secs_f32());
-        if let Some(text) = &failure {
-            println!("    {}", text.replace('\n', "\n    "));
+        let outcome = Self { title, failure };
+        outcome.explain();
+        outcome
+    }
+
+    fn explain(&self) {
+        if let Some(text) = &self.failure {
+            println!("failed: {}\n    {}", self.title, text.replace('\n', "\n    "));
         }
-        Self { title, failure }
     }
 }
 
 fn report(outcomes: Vec<Outcome>) -> ExitCode {
     let (failed, passed): (Vec<_>, Vec<_>) =
         outcomes.into_iter().partition(|outcome| outcome.failure.is_some());
-    failed.iter().for_each(|outcome| println!("failed: {}", outcome.title));
+    // Once more: where only the last lines of all this are kept, they are the ones to keep.
+    failed.iter().for_each(Outcome::explain);
     let word = if failed.is_empty() { "ok" } else { "FAILED" };
     println!("test result: {word}. {} passed; {} failed", passed.len(), failed.len());
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -300,8 +315,10 @@ fn run_row(row: &Row<'_>, daemon: &Daemon, namespace: &str, events: &RwEvents) -
     let failure = result.err().map(|payload| {
         let text = payload.downcast_ref::<String>().cloned();
         let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let place = FAILED_AT.take();
+        let log = daemon.log_about(&format!("={}-", row.case.name));
         bed.sweep();
-        format!("{}\ncontainerd: {}", text.unwrap_or_default(), daemon.log_about(row.case.name))
+        format!("{}\nat: {place}\ncontainerd: {log}", text.unwrap_or_default())
     });
     Outcome::new(row.title(), failure, took)
 }

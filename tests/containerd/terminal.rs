@@ -22,6 +22,7 @@ const SCRIPT: &str = "
     await '33 99'; echo first size
     read line; echo \"got $line\"
     await '44 122'; echo second size
+    read line
     exit 5";
 
 /// A container's terminal has the client's size, follows its changes and takes its input.
@@ -74,6 +75,7 @@ impl Session {
         assert!(stty.status().unwrap().success());
         host::signal(i32::try_from(self.child.id()).unwrap(), "WINCH");
         self.await_text("second size");
+        self.master.write_all(b"\n").unwrap();
         let status = command::wait(&mut self.child, "ctr on a terminal");
         assert_eq!(command::code(status), 5, "{}", self.screen.lock().unwrap());
     }
