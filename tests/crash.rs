@@ -9,7 +9,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Code, Host, Shim, Spec, bind, eventually, skipped, stock};
+use crate::support::{Code, Host, SOON, Shim, Spec, bind, eventually, skipped, stock};
 
 /// What a Create or an exec may use, to be the same before and after it failed.
 #[derive(Debug, PartialEq)]
@@ -46,7 +46,7 @@ impl Holdings {
     /// Waits until `self` is what the host holds again.
     #[track_caller]
     fn expect(&self, host: &Host, shim: &Shim<'_>, name: &str) {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        let deadline = std::time::Instant::now() + SOON;
         while !self.hold(host, shim) && std::time::Instant::now() < deadline {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }

@@ -246,7 +246,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + super::SOON;
         let mut remains = self.remains();
         while !std::thread::panicking() && !remains.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));

@@ -57,7 +57,7 @@ pub fn mounts(dir: &Path) -> Vec<PathBuf> {
     points.filter(|point| point.starts_with(dir)).collect()
 }
 
-/// Cgroups of containers with `tag`, in every hierarchy: `/berth-test/TAG/…`.
+/// Cgroups of containers with `tag`, in every hierarchy: `/berth-test-TAG/…`.
 pub fn cgroups(tag: &str) -> Vec<PathBuf> {
     parents(tag).iter().flat_map(|parent| children(parent)).collect()
 }
@@ -67,7 +67,7 @@ fn parents(tag: &str) -> Vec<PathBuf> {
     let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     let points =
         fields.filter(|field| field[2].starts_with("cgroup")).map(|field| field[1].to_owned());
-    points.map(|point| Path::new(&point).join("berth-test").join(tag)).collect()
+    points.map(|point| Path::new(&point).join(format!("berth-test-{tag}"))).collect()
 }
 
 fn children(dir: &Path) -> Vec<PathBuf> {
@@ -95,7 +95,6 @@ pub(super) fn clear(tag: &str, dir: &Path) {
     }
     for parent in parents(tag) {
         remove(&parent);
-        drop(parent.parent().map(fs::remove_dir)); // shared with other tests: the last removes it
     }
 }
 

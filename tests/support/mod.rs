@@ -27,7 +27,7 @@ pub use spec::Spec;
 pub use streams::Streams;
 
 /// How long a test waits for something that should happen at once; generous, for loaded machines.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// The shim binary under test.
 pub fn binary() -> String {

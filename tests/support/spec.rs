@@ -53,10 +53,10 @@ impl Spec {
     }
 
     /// Writes it for container `id`, marked with `tag` and, unless it has a path already, in the
-    /// cgroup `/berth-test/TAG/ID`.
+    /// cgroup `/berth-test-TAG/ID`.
     pub(super) fn write(mut self, bundle: &Path, tag: &str, id: &str) {
         if self.0.pointer("/linux/cgroupsPath").is_none() {
-            self = self.set("/linux/cgroupsPath", json!(format!("/berth-test/{tag}/{id}")));
+            self = self.set("/linux/cgroupsPath", json!(format!("/berth-test-{tag}/{id}")));
         }
         mark(&mut self.0["process"], tag);
         std::fs::write(bundle.join("config.json"), self.0.to_string()).unwrap();
