@@ -17,7 +17,7 @@ pub(crate) enum Error {
     #[error("{0}")]
     Invalid(String),
     /// The configuration has faults: a sentence for each, which names file and line.
-    #[error("configuration {}", .0.join("; "))]
+    #[error("configuration {}", some(.0))]
     Config(Vec<String>),
     /// The caller, or a file, may not be trusted with what it asks for.
     #[error("{0}")]
@@ -37,9 +37,9 @@ pub(crate) enum Error {
     /// The lifecycle has no such step from where the process is.
     #[error("cannot {change} {id:?} while it is {state}")]
     State { id: String, change: &'static str, state: &'static str },
-    /// None of the runtimes is there. `hint` says where it was asked for, or what to do.
-    #[error("OCI runtime {name:?}: executable file not found: {hint}")]
-    NoRuntime { name: String, hint: String },
+    /// None of the runtimes is there: the reasons, then where it was asked for, or what to do.
+    #[error("OCI runtime {name:?}: {why}")]
+    NoRuntime { name: String, why: String },
     /// The OCI runtime refused; its own words are in `message`, unchanged.
     #[error("`{runtime} {command}` failed ({status}): {message}")]
     Runtime { runtime: String, command: &'static str, status: String, message: String },
@@ -113,4 +113,14 @@ impl Error {
             Self::Remote { code, .. } => *code,
         }
     }
+}
+
+/// As many faults as fit into an answer, and how many more there are.
+fn some(faults: &[String]) -> String {
+    const MOST: usize = 10;
+    let mut text = faults[..faults.len().min(MOST)].join("; ");
+    if faults.len() > MOST {
+        text += &format!("; and {} more: see `config check`", faults.len() - MOST);
+    }
+    text
 }

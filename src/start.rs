@@ -1,6 +1,7 @@
 //! `start`: finds the shim of the bundle's sandbox or starts one, and prints its address. The
 //! working directory is the bundle. containerd waits for it: no event loop, few system calls.
 
+use std::collections::HashMap;
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
@@ -18,6 +19,7 @@ use crate::cli::Flags;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Namespace, Pid};
+use crate::sandbox::kind;
 use crate::socket::{self, Bound, Claim};
 use crate::wire::bootstrap::{self, Dialect};
 use crate::{input, rootless, sys};
@@ -111,20 +113,11 @@ impl Request {
 #[derive(Default, Deserialize)]
 struct Spec {
     #[serde(default)]
-    annotations: Option<Annotations>,
+    annotations: Option<HashMap<String, String>>,
 }
 
-#[derive(Default, Deserialize)]
-struct Annotations {
-    #[serde(rename = "io.containerd.runc.v2.group", default)]
-    group: String,
-    #[serde(rename = "io.kubernetes.cri.sandbox-id", default)]
-    sandbox: String,
-    #[serde(rename = "io.kubernetes.cri-o.SandboxID", default)]
-    crio_sandbox: String,
-    #[serde(rename = "io.kubernetes.sandbox.id", default)]
-    dockershim_sandbox: String,
-}
+/// Names the group, whatever the pod is.
+const GROUP: &str = "io.containerd.runc.v2.group";
 
 /// The group that a bundle's container belongs to, from the annotations of its config.json; of
 /// several the more special one. A sandbox without a spec has no such file, or an empty one.
@@ -141,10 +134,9 @@ pub(crate) fn group(config: &Path) -> Result<Option<String>> {
     }
     let spec: Spec = serde_json::from_slice(&text)
         .map_err(|error| Error::Invalid(format!("broken {}: {error}", config.display())))?;
-    let Annotations { group, sandbox, crio_sandbox, dockershim_sandbox } =
-        spec.annotations.unwrap_or_default();
-    let groups = [group, sandbox, crio_sandbox, dockershim_sandbox];
-    Ok(groups.into_iter().find(|group| !group.is_empty()))
+    let annotations = spec.annotations.unwrap_or_default();
+    let group = annotations.get(GROUP).map(String::as_str).filter(|group| !group.is_empty());
+    Ok(group.or_else(|| kind::sandbox_id(&annotations)).map(str::to_owned))
 }
 
 /// A daemon that nobody was told of yet; killed when dropped, and its socket unlinked.

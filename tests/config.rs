@@ -269,13 +269,19 @@ fn a_refused_annotation_is_logged_with_its_pod() {
         ),
         ("b", &host, of_preset(pod("b"), "../berth.toml"), Code::PERMISSION_DENIED, "leads out of"),
         ("c", &host, of_runtime(pod("c"), "/bin/sh"), Code::PERMISSION_DENIED, "never a program"),
-        ("d", &shut, of_preset(pod("d"), "x"), Code::PERMISSION_DENIED, "switches annotations off"),
+        (
+            "d",
+            &shut,
+            of_preset(pod("d"), "x"),
+            Code::PERMISSION_DENIED,
+            "annotations are switched off: allow",
+        ),
         (
             "e",
             &shut,
             of_runtime(pod("e"), "x"),
             Code::PERMISSION_DENIED,
-            "switches annotations off",
+            "annotations are switched off: allow",
         ),
     ];
     for (id, host, spec, code, part) in cases {

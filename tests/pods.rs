@@ -78,6 +78,13 @@ fn every_system_s_sandbox_id_makes_one_shim() {
     }
 }
 
+/// Claims in berth's name that the rootfs is a device of the host.
+fn spoofed(spec: Spec) -> Spec {
+    let name = |name: &str| format!("io.containerd.berth.{name}");
+    let (source, kind) = (name("rootfs.source"), name("rootfs.type"));
+    annotated(spec, &[(&source, "/dev/sda"), (&kind, "ext4"), (&name("sizing.cpus"), "99")])
+}
+
 /// Has Create fail in the runtime; returns the annotations that the runtime saw.
 fn told(host: &Host, shim: &Shim<'_>, id: &str, rootfs: Vec<Mount>) -> Value {
     let mut request = shim.request(id);
@@ -155,7 +162,7 @@ fn a_runtime_is_told_what_it_asks_for() {
                 ("rootfs.type", "overlay"),
             ],
         ),
-        ("none", Spec::idle(), vec![], vec![("sizing.cpus", "0"), ("empty-dirs", "[]")]),
+        ("none", spoofed(Spec::idle()), vec![], vec![("sizing.cpus", "0"), ("empty-dirs", "[]")]),
     ];
     for (id, spec, rootfs, expected) in cases {
         let shim = host.start(id, spec);
@@ -167,7 +174,7 @@ fn a_runtime_is_told_what_it_asks_for() {
         assert!(host.mounts().is_empty(), "{id}");
         shim.stop();
     }
-    let plain = annotated(Spec::idle(), &[("io.containerd.berth.runtime", "plain")]);
+    let plain = annotated(spoofed(Spec::idle()), &[("io.containerd.berth.runtime", "plain")]);
     let shim = host.start("plain", plain);
     for (kind, options) in
         [("nydus", &[][..]), ("fuse.nydus-overlayfs", &[]), ("overlay", &[layer])]

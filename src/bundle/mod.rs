@@ -2,7 +2,7 @@
 
 mod spec;
 
-pub(crate) use spec::Spec;
+pub(crate) use spec::{RESERVED, Spec};
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -112,8 +112,9 @@ impl Bundle {
             .map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
     }
 
-    /// Adds annotations to config.json, in the place of those with the same names; every other
-    /// value stays as it is written. The file is replaced atomically.
+    /// Adds annotations to config.json, in the place of those with the same names, and removes all
+    /// others that only berth may write; every other value stays as it is written. The file is
+    /// replaced atomically.
     ///
     /// # Errors
     /// As [`spec`](Self::spec); the old file is then still there.
@@ -128,6 +129,7 @@ impl Bundle {
             None => None,
         }
         .unwrap_or_default();
+        annotations.retain(|name, _| !spec::is_reserved(name));
         annotations.extend(added.clone());
         let annotations = serde_json::value::to_raw_value(&annotations).map_err(invalid)?;
         spec.insert("annotations".into(), annotations);
@@ -151,7 +153,7 @@ impl Bundle {
             path: path.clone(),
             source: error.into(),
         })?;
-        fs::write(&new, text).map_err(Error::io("write", &new))?;
+        write(&new, &text)?; // what it says of the runtime's environment may be secret
         fs::rename(&new, &path).map_err(Error::io("replace", &path))
     }
 

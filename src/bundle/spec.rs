@@ -5,10 +5,19 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::config::{CONFIG_ANNOTATION, RUNTIME_ANNOTATION};
 use crate::ids::ContainerId;
 use crate::sandbox::sizing::Limits;
 
-/// The fields of config.json that berth needs; everything else is the runtime's business.
+/// Begins the names of the annotations that are berth's own.
+pub(crate) const RESERVED: &str = "io.containerd.berth.";
+
+/// Whether a runtime takes an annotation for berth's word, which nobody else may give.
+pub(super) fn is_reserved(name: &str) -> bool {
+    name.starts_with(RESERVED) && ![CONFIG_ANNOTATION, RUNTIME_ANNOTATION].contains(&name)
+}
+
+/// What is read of a config.json; a field that is missing or null has its default.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct Spec {
@@ -90,6 +99,11 @@ impl Spec {
     /// What the container's annotation `name` says; one that is empty says nothing.
     pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Whether somebody else has written an annotation in berth's name.
+    pub(crate) fn has_reserved_annotation(&self) -> bool {
+        self.annotations.keys().any(|name| is_reserved(name))
     }
 
     /// The limits that the container itself has.

@@ -23,10 +23,11 @@ pub(super) fn options(top: &mut Section<'_>) -> RuntimeOptions {
         io_gid: top.take("IoGid", 0),
         ..RuntimeOptions::default()
     };
-    // containerd's own keys; a ConfigPath that is not empty would have come instead of the table.
-    for key in ["TypeUrl", "ConfigPath"] {
+    // containerd's own keys. A ConfigPath that is not empty would have come instead of the table.
+    for key in ["TypeUrl", "ConfigPath", "TaskApiAddress"] {
         top.take(key, String::new());
     }
+    top.take("TaskApiVersion", 0);
     options
 }
 
@@ -41,7 +42,7 @@ pub(crate) fn shim_cgroup(body: &[u8]) -> Option<String> {
 }
 
 /// Keys of [`options`], which keep their names.
-const OPTIONS: [&str; 13] = [
+const OPTIONS: [&str; 15] = [
     "BinaryName",
     "Root",
     "SystemdCgroup",
@@ -55,7 +56,15 @@ const OPTIONS: [&str; 13] = [
     "IoGid",
     "TypeUrl",
     "ConfigPath",
+    "TaskApiAddress",
+    "TaskApiVersion",
 ];
+
+/// Whether a table has nothing but options, none of berth's own keys: then it is no configuration,
+/// but single values on top of one.
+pub(super) fn is_options(table: &Table) -> bool {
+    table.keys().all(|key| OPTIONS.contains(&key.as_str()))
+}
 
 /// The same table with berth's own keys as a file has them: `DefaultRuntime` is `default_runtime`.
 /// Names that people choose, those of runtimes and of variables, stay as they are.
@@ -113,6 +122,7 @@ fn snake_case(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::section::Report;
 
     #[test]
     fn the_shim_s_cgroup_is_found_in_a_table_of_options() {
@@ -128,6 +138,18 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(shim_cgroup(text.as_bytes()).as_deref(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn options_are_listed_as_they_are_read() {
+        let mut report = Report::default();
+        let mut section = Section::new(String::new(), Table::new(), &mut report);
+        options(&mut section);
+        let mut read = section.known().to_vec();
+        let mut listed = OPTIONS.to_vec();
+        read.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(read, listed);
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub(super) type Table = BTreeMap<String, Node>;
 /// What a key stands for.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
+    /// The key as it is written.
+    pub(super) name: String,
     pub(super) place: Place,
     pub(super) value: Value,
 }
@@ -87,46 +89,73 @@ pub(super) enum Value {
     Leaf(toml::Value),
 }
 
+/// Nobody reads more faults than these.
+pub(super) const MOST_FAULTS: usize = 1000;
+
 /// Reads one text.
 ///
 /// # Errors
 /// A sentence for each fault, with file and line.
 pub(super) fn parse(text: &[u8], source: &Rc<Source>) -> Result<Table, Vec<String>> {
-    let place = |line| Place { source: source.clone(), line };
+    let lines = Lines::of(text, source);
     let text = std::str::from_utf8(text)
-        .map_err(|error| vec![format!("{}: not UTF-8", place(line(text, error.valid_up_to())))])?;
-    let place_of = |offset| place(line(text.as_bytes(), offset));
-    let say = |error: &toml::de::Error| {
-        let place = error.span().map_or_else(|| place(0), |span| place_of(span.start));
-        format!("{place}: {}", error.message().replace('\n', ", "))
-    };
+        .map_err(|error| vec![format!("{}: not UTF-8", lines.place(error.valid_up_to()))])?;
     let (table, mut errors) = DeTable::parse_recoverable(text);
     // What stands behind a fault may have been misread.
     if errors.is_empty() {
-        let table = table_of(table.into_inner(), &place_of, &mut errors);
+        let table = table_of(table.into_inner(), &lines, &mut errors);
         if errors.is_empty() {
             return Ok(table);
         }
     }
-    Err(errors.iter().map(say).collect())
+    let say = |error: &toml::de::Error| {
+        let place = error.span().map_or_else(|| lines.whole(), |span| lines.place(span.start));
+        format!("{place}: {}", legible(error.message()))
+    };
+    Err(errors.iter().take(MOST_FAULTS).map(say).collect())
 }
 
-/// The line that the byte at `offset` is in.
-fn line(text: &[u8], offset: usize) -> usize {
-    1 + text.iter().take(offset).filter(|byte| **byte == b'\n').count()
+/// A text for people, on one line and of a bearable length; it may be quoted from anywhere.
+pub(super) fn legible(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let clean = |letter: char| if letter.is_control() { ' ' } else { letter };
+    let mut legible: String = text.chars().take(LONGEST).map(clean).collect();
+    if legible.len() < text.len() {
+        legible.push('…');
+    }
+    legible
 }
 
-fn table_of(
-    table: DeTable<'_>,
-    place_of: &dyn Fn(usize) -> Place,
-    errors: &mut Vec<toml::de::Error>,
-) -> Table {
+/// Where the lines of a text begin.
+struct Lines<'a> {
+    source: &'a Rc<Source>,
+    ends: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    fn of(text: &[u8], source: &'a Rc<Source>) -> Self {
+        let ends = text.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
+        Self { source, ends: ends.map(|(at, _)| at).collect() }
+    }
+
+    /// The line that the byte at `offset` is in.
+    fn place(&self, offset: usize) -> Place {
+        let line = 1 + self.ends.partition_point(|end| *end < offset);
+        Place { source: self.source.clone(), line }
+    }
+
+    fn whole(&self) -> Place {
+        Place { source: self.source.clone(), line: 0 }
+    }
+}
+
+fn table_of(table: DeTable<'_>, lines: &Lines<'_>, errors: &mut Vec<toml::de::Error>) -> Table {
     let mut nodes = Table::new();
     for (key, value) in table {
-        let place = place_of(key.span().start);
+        let place = lines.place(key.span().start);
         let span = value.span();
         let value = match value.into_inner() {
-            DeValue::Table(table) => Value::Table(table_of(table, place_of, errors)),
+            DeValue::Table(table) => Value::Table(table_of(table, lines, errors)),
             leaf => {
                 let leaf = Spanned::new(span, leaf);
                 match toml::Value::deserialize(leaf.into_deserializer()) {
@@ -138,7 +167,8 @@ fn table_of(
                 }
             }
         };
-        nodes.insert(key.into_inner().into_owned(), Node { place, value });
+        let name = key.into_inner().into_owned();
+        nodes.insert(name.clone(), Node { name, place, value });
     }
     nodes
 }
@@ -146,9 +176,10 @@ fn table_of(
 /// Puts the keys of `over` in the place of those of `table`; tables merge key by key.
 pub(super) fn merge(table: &mut Table, over: Table) {
     for (key, node) in over {
-        match (table.get_mut(&key).map(|node| &mut node.value), node.value) {
+        let Node { name, place, value } = node;
+        match (table.get_mut(&key).map(|node| &mut node.value), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
-            (_, value) => drop(table.insert(key, Node { place: node.place, value })),
+            (_, value) => drop(table.insert(key, Node { name, place, value })),
         }
     }
 }

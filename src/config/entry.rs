@@ -10,10 +10,14 @@ use super::Choice;
 use super::document::{Node, Place, Table, Value};
 use super::section::Section;
 
-/// Kata's name for the opposite of `guest_empty_dir`.
+/// Whether a runtime makes emptyDirs by itself.
+const EMPTY_DIR: &str = "guest_empty_dir";
+/// Kata's name for the opposite of [`EMPTY_DIR`].
 const DISABLE_EMPTY_DIR: &str = "disable_guest_empty_dir";
 /// A runtime command's time where nothing else is configured.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+/// The table of runtimes.
+const RUNTIMES: &str = "runtimes";
 /// The key of a runtime command's time.
 const DEADLINE: &str = "deadline";
 /// Longer than any command needs; a bound keeps arithmetic on times safe.
@@ -42,18 +46,26 @@ pub(crate) struct Entry {
     pub(crate) rootless: Choice,
     /// How long its commands may take.
     pub(crate) deadlines: Deadlines,
-    /// What is done with a root file system that is a block device.
-    pub(crate) block_rootfs: BlockRootfs,
-    /// What is done with a root file system that is a Nydus image.
-    pub(crate) nydus_rootfs: NydusRootfs,
-    /// Whether the runtime makes emptyDirs by itself, in its guest.
-    pub(crate) guest_empty_dir: bool,
-    /// Whether the runtime wants to know the pod's size.
-    pub(crate) sizing: bool,
+    /// What the runtime does in place of berth.
+    pub(crate) guest: Guest,
     /// Whether the runtime's processes are none of the host's.
     pub(crate) inner_pids: bool,
     /// Environment of the runtime's commands, on top of the daemon's.
     pub(crate) env: BTreeMap<String, String>,
+}
+
+/// What a runtime, mostly one whose containers have a kernel of their own, does in place of berth,
+/// and what it is told for that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Guest {
+    /// What is done with a root file system that is a block device.
+    pub(crate) block_rootfs: BlockRootfs,
+    /// What is done with a root file system that is a Nydus image.
+    pub(crate) nydus_rootfs: NydusRootfs,
+    /// Whether the runtime makes emptyDirs by itself.
+    pub(crate) empty_dir: bool,
+    /// Whether the runtime wants to know the pod's size.
+    pub(crate) sizing: bool,
     /// Put into each container's spec for the runtime to see.
     pub(crate) annotations: BTreeMap<String, String>,
 }
@@ -94,13 +106,9 @@ impl Entry {
             criu_path: String::new(),
             rootless: Choice::Auto,
             deadlines: deadlines.clone(),
-            block_rootfs: BlockRootfs::Mount,
-            nydus_rootfs: NydusRootfs::Refuse,
-            guest_empty_dir: false,
-            sizing: false,
+            guest: Guest::default(),
             inner_pids: false,
             env: BTreeMap::new(),
-            annotations: BTreeMap::new(),
         }
     }
 }
@@ -140,37 +148,28 @@ pub(super) fn entry(mut section: Section<'_>, place: &Place, inherited: &Deadlin
         no_new_keyring: section.take("no_new_keyring", false),
         criu_path: section.take_checked("criu_path", None, check_program).unwrap_or_default(),
         rootless: section.take("rootless", Choice::Auto),
-        deadlines: deadlines(&mut section, inherited),
-        block_rootfs: section.take("block_rootfs", BlockRootfs::Mount),
-        nydus_rootfs: section.take("nydus_rootfs", NydusRootfs::Refuse),
-        guest_empty_dir: guest_empty_dir(&mut section),
-        sizing: section.take("sizing", false),
+        deadlines: deadlines(&mut section, Some(inherited)),
+        guest: guest(&mut section),
         inner_pids: section.take("inner_pids", false),
         env: section.take_texts("env", |name, value| {
             let broken = name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
             if broken { Err(format!("{name:?} cannot be set in an environment")) } else { Ok(()) }
-        }),
-        annotations: section.take_texts("annotations", |name, _| match name {
-            "" => Err("an annotation must have a name".into()),
-            _ => Ok(()),
         }),
     };
     section.finish();
     entry
 }
 
-/// `guest_empty_dir`, or the opposite under Kata's name for it.
-fn guest_empty_dir(section: &mut Section<'_>) -> bool {
-    let own = section.take_checked("guest_empty_dir", Some(false), |_: &bool| Ok(()));
-    let place = section.place(DISABLE_EMPTY_DIR).cloned();
-    let disabled = section.take_checked(DISABLE_EMPTY_DIR, None, |_: &bool| Ok(()));
-    match (own, disabled) {
-        (Some(own), Some(disabled)) if own == disabled => {
-            section.fault(place.as_ref(), DISABLE_EMPTY_DIR, "contradicts guest_empty_dir");
-            own
-        }
-        (Some(own), _) => own,
-        (None, disabled) => disabled == Some(false),
+fn guest(section: &mut Section<'_>) -> Guest {
+    Guest {
+        block_rootfs: section.take("block_rootfs", BlockRootfs::Mount),
+        nydus_rootfs: section.take("nydus_rootfs", NydusRootfs::Refuse),
+        empty_dir: section.take(EMPTY_DIR, false),
+        sizing: section.take("sizing", false),
+        annotations: section.take_texts("annotations", |name, _| match name {
+            "" => Err("an annotation must have a name".into()),
+            _ => Ok(()),
+        }),
     }
 }
 
@@ -199,18 +198,17 @@ impl Default for Deadlines {
     }
 }
 
-/// The table `deadline`; what it does not say is `inherited`.
-pub(super) fn deadlines(section: &mut Section<'_>, inherited: &Deadlines) -> Deadlines {
-    let mut deadlines = inherited.clone();
+/// The table `deadline`; what it does not say is `inherited`, or built in.
+pub(super) fn deadlines(section: &mut Section<'_>, inherited: Option<&Deadlines>) -> Deadlines {
+    let mut deadlines = inherited.cloned().unwrap_or_default();
     let table = section.take_table(DEADLINE).unwrap_or_default();
     let mut section = section.section(DEADLINE, table);
-    let shown = Some(deadlines.default.as_secs_f64());
+    let shown = inherited.is_none().then_some(deadlines.default.as_secs_f64());
     if let Some(seconds) = section.take_checked("default", shown, check_seconds) {
         deadlines.default = Duration::from_secs_f64(seconds);
     }
     for command in Deadlines::COMMANDS {
-        let shown = deadlines.commands.get(command).map(Duration::as_secs_f64);
-        if let Some(seconds) = section.take_checked(command, shown, check_seconds) {
+        if let Some(seconds) = section.take_checked(command, None, check_seconds) {
             deadlines.commands.insert(command.to_owned(), Duration::from_secs_f64(seconds));
         }
     }
@@ -218,24 +216,68 @@ pub(super) fn deadlines(section: &mut Section<'_>, inherited: &Deadlines) -> Dea
     deadlines
 }
 
-/// Gives a `deadline` that is a plain number the form of a table, so that it merges like one.
-pub(super) fn expand_deadlines(table: &mut Table) {
-    let expand = |table: &mut Table| {
-        let Some(node) = table.get_mut(DEADLINE) else { return };
-        if let Value::Leaf(_) = node.value {
-            let default = ("default".to_owned(), node.clone());
-            node.value = Value::Table(Table::from([default]));
-        }
-    };
-    expand(table);
-    let Some(Node { value: Value::Table(runtimes), .. }) = table.get_mut("runtimes") else {
-        return;
-    };
-    for entry in runtimes.values_mut() {
-        if let Value::Table(entry) = &mut entry.value {
-            expand(entry);
+/// Brings what can be written in several ways into one: a `deadline` that is a plain number, and
+/// Kata's name for `guest_empty_dir`.
+///
+/// # Errors
+/// A sentence for each key that is there in both forms.
+pub(super) fn expand(mut table: Table) -> Result<Table, Vec<String>> {
+    let mut faults = Vec::new();
+    expand_deadline(&mut table);
+    for entry in entries(&mut table) {
+        expand_deadline(entry);
+        let Some(node) = entry.get(DISABLE_EMPTY_DIR) else { continue };
+        if entry.contains_key(EMPTY_DIR) {
+            let place = &node.place;
+            faults.push(format!("{place}: {DISABLE_EMPTY_DIR}: is there beside {EMPTY_DIR}"));
+        } else if let Value::Leaf(toml::Value::Boolean(disabled)) = node.value {
+            let value = Value::Leaf(toml::Value::Boolean(!disabled));
+            entry.insert(EMPTY_DIR.into(), Node { value, ..node.clone() });
+            entry.remove(DISABLE_EMPTY_DIR);
         }
     }
+    if faults.is_empty() { Ok(table) } else { Err(faults) }
+}
+
+fn expand_deadline(table: &mut Table) {
+    let Some(node) = table.get_mut(DEADLINE) else { return };
+    if let Value::Leaf(_) = node.value {
+        let default = ("default".to_owned(), node.clone());
+        node.value = Value::Table(Table::from([default]));
+    }
+}
+
+/// Removes from `table` what would contradict the later `over`: of two keys for one thing the later
+/// text's counts.
+pub(super) fn drop_rivals(table: &mut Table, over: &Table) {
+    let rivals = |table: &mut Table, over: &Table, keys: [&str; 2]| {
+        for (key, rival) in [(keys[0], keys[1]), (keys[1], keys[0])] {
+            if over.contains_key(key) && !over.contains_key(rival) {
+                table.remove(rival);
+            }
+        }
+    };
+    rivals(table, over, ["runtime", "default_runtime"]);
+    let Some(Node { value: Value::Table(over), .. }) = over.get(RUNTIMES) else { return };
+    let Some(Node { value: Value::Table(below), .. }) = table.get_mut(RUNTIMES) else { return };
+    for (name, node) in over {
+        let below = below.get_mut(name).map(|node| &mut node.value);
+        if let (Value::Table(over), Some(Value::Table(below))) = (&node.value, below) {
+            rivals(below, over, ["path", "candidates"]);
+        }
+    }
+}
+
+/// The entries of the table of runtimes.
+fn entries(table: &mut Table) -> impl Iterator<Item = &mut Table> {
+    let runtimes = table.get_mut(RUNTIMES).and_then(|node| match &mut node.value {
+        Value::Table(runtimes) => Some(runtimes),
+        Value::Leaf(_) => None,
+    });
+    runtimes.into_iter().flat_map(Table::values_mut).filter_map(|node| match &mut node.value {
+        Value::Table(entry) => Some(entry),
+        Value::Leaf(_) => None,
+    })
 }
 
 fn check_seconds(seconds: &f64) -> Result<(), String> {
@@ -245,16 +287,24 @@ fn check_seconds(seconds: &f64) -> Result<(), String> {
     }
 }
 
-/// The empty text and `"auto"` pass: they are dealt with where they have a meaning.
+/// A program is a name on PATH, or an absolute path.
 pub(super) fn check_program(name: &String) -> Result<(), String> {
-    if name.contains('/') && !name.starts_with('/') {
-        return Err(format!("{name:?} must be an absolute path, or a name without a slash"));
+    match name.as_str() {
+        "" | "auto" => Err(format!("{name:?} is no program")),
+        _ if name.ends_with('/') => Err(format!("{name:?} is a directory")),
+        _ if name.contains('/') && !name.starts_with('/') => {
+            Err(format!("{name:?} must be an absolute path, or a name without a slash"))
+        }
+        _ => no_nul(name),
     }
-    no_nul(name)
 }
 
 pub(super) fn check_absolute(dir: &PathBuf) -> Result<(), String> {
-    if dir.is_absolute() { Ok(()) } else { Err(format!("{dir:?} must be an absolute path")) }
+    if dir.is_absolute() {
+        no_nul(&dir.to_string_lossy())
+    } else {
+        Err(format!("{dir:?} must be an absolute path"))
+    }
 }
 
 fn no_nul(text: &str) -> Result<(), String> {

@@ -3,9 +3,11 @@
 //! A file is opened once, without effect (`O_PATH`); what the descriptor refers to is checked, and
 //! that is read. Nothing that is moved or replaced meanwhile makes a difference.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -21,6 +23,9 @@ use crate::sys::place::open_place;
 
 /// The longest file, in bytes.
 pub(super) const LIMIT: u64 = 1 << 20;
+
+/// Who owns, as a user namespace sees it, what belongs to users that are not in it; user_namespaces(7).
+const NOBODY: u32 = 65534;
 
 /// Permission bits that nobody but the owner may have.
 const OTHERS: Mode = Mode::S_IWOTH;
@@ -83,7 +88,7 @@ impl Directory {
     /// As [`read`](Self::read).
     pub(super) fn directory(&self, name: &Path) -> Result<Option<Self>> {
         let path = self.path.join(name);
-        let fd = match self.open_beneath(name) {
+        let fd = match self.find(name) {
             Err(Errno::ENOENT) => return Ok(None),
             other => other.map_err(|errno| self.refusal(name, errno))?,
         };
@@ -96,7 +101,8 @@ impl Directory {
     /// # Errors
     /// [`Error::Denied`] with the reason, also if it is missing: nothing else can be allowed.
     pub(super) fn read(&self, name: &Path) -> Result<Vec<u8>> {
-        let place = self.open_beneath(name).map_err(|errno| self.refusal(name, errno))?;
+        let place = self.find(name).map_err(|errno| self.refusal(name, errno))?;
+        self.check_between(name)?;
         read_checked(&place, &self.path.join(name), self.trust)
     }
 
@@ -120,20 +126,36 @@ impl Directory {
         let wrap = |errno: Errno| Error::io("list", &self.path)(errno.into());
         let mut names = Vec::new();
         for entry in listed.map_err(wrap)?.iter() {
-            let name = entry.map_err(wrap)?.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".toml") && !name.starts_with('.') {
-                names.push(PathBuf::from(name));
+            let entry = entry.map_err(wrap)?;
+            let name = entry.file_name().to_bytes();
+            if name.ends_with(b".toml") && !name.starts_with(b".") {
+                names.push(PathBuf::from(OsStr::from_bytes(name)));
             }
         }
         names.sort();
         Ok(names)
     }
 
-    fn open_beneath(&self, name: &Path) -> nix::Result<OwnedFd> {
+    /// Opens what `name` refers to, as far as whoever chose it may have it.
+    fn find(&self, name: &Path) -> nix::Result<OwnedFd> {
+        if self.trust == Trust::Host {
+            let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+            return openat(&self.fd, name, flags, Mode::empty());
+        }
         if name.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
             return Err(Errno::EXDEV);
         }
         open_place(&self.fd, name, ResolveFlag::RESOLVE_BENEATH)
+    }
+
+    /// Checks the directories between this one and `name`: who can write one of them can replace
+    /// what is in it.
+    fn check_between(&self, name: &Path) -> Result<()> {
+        for dir in name.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty()) {
+            let place = self.find(dir).map_err(|errno| self.refusal(name, errno))?;
+            check(&place, &self.path.join(dir), SFlag::S_IFDIR, self.trust)?;
+        }
+        Ok(())
     }
 
     fn refusal(&self, name: &Path, errno: Errno) -> Error {
@@ -183,6 +205,10 @@ fn check(place: &OwnedFd, path: &Path, kind: SFlag, trust: Trust) -> Result<File
         return Err(denied(path, "it is the kernel's, in a file system such as /proc"));
     }
     let owner = found.st_uid;
+    if owner == NOBODY {
+        let why = "it belongs to nobody that this user namespace knows, not to its root";
+        return Err(denied(path, why));
+    }
     if owner != 0 && owner != geteuid().as_raw() {
         return Err(denied(path, &format!("it belongs to uid {owner}, not to root: chown it")));
     }

@@ -9,9 +9,9 @@ mod show;
 mod source;
 
 pub(crate) use body::shim_cgroup;
-pub(crate) use entry::{BlockRootfs, Deadlines, Entry, NydusRootfs};
+pub(crate) use entry::{BlockRootfs, Deadlines, Entry, Guest, NydusRootfs};
 pub(crate) use show::{check, show};
-pub(crate) use source::{CONFIG_ANNOTATION, Environment, RUNTIME_ANNOTATION, Request, allow, load};
+pub(crate) use source::{CONFIG_ANNOTATION, Environment, RUNTIME_ANNOTATION, Request, load};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,9 +19,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use self::document::{Place, Table, Via};
-use self::entry::{check_absolute, check_program, deadlines, entry, expand_deadlines};
+use self::entry::{check_absolute, check_program, deadlines, entry};
 use self::section::{Report, Section};
-use crate::rootless;
+use crate::error::Error;
 use crate::wire::options::RuntimeOptions;
 
 /// Runtimes that need no entry in the table, in the order in which `"auto"` tries them: the names
@@ -29,8 +29,6 @@ use crate::wire::options::RuntimeOptions;
 pub(crate) const BUILT_IN: [&str; 4] = ["runc", "crun", "youki", "buildkit-runc"];
 /// What stands for the first of [`BUILT_IN`] that is there.
 const AUTO: &str = "auto";
-/// Where presets lie that an annotation may select, in [`rootless::config_dir`].
-const PRESET_DIR: &str = "presets";
 
 /// A key that is `true`, `false` or `"auto"`: what `true` asks for must be possible, `"auto"` does
 /// without it where it is not.
@@ -81,10 +79,8 @@ pub(crate) struct Config {
     pub(crate) runtimes: BTreeMap<String, Entry>,
     /// How long runtime commands may take where no entry says otherwise.
     pub(crate) deadlines: Deadlines,
-    /// Whether annotations of containers may choose a preset or a runtime.
-    pub(crate) allow_annotations: bool,
-    /// The directory of the presets.
-    pub(crate) preset_dir: PathBuf,
+    /// What annotations of containers may choose.
+    pub(crate) gate: Gate,
     /// Whether fuse-overlayfs mounts overlays.
     pub(crate) fuse_overlayfs: Choice,
     /// Single values under the names of runc's options; only `config_body` can have them.
@@ -100,9 +96,62 @@ pub(crate) enum DefaultRuntime {
     #[default]
     Auto,
     /// A program: a name on PATH or an absolute path.
-    Program(String),
+    Program {
+        /// The name or path.
+        name: String,
+        /// Where it is configured.
+        place: String,
+    },
     /// An entry of the table, or one of [`BUILT_IN`].
-    Named(String),
+    Named {
+        /// The entry's name.
+        name: String,
+        /// Where it is configured.
+        place: String,
+    },
+}
+
+/// What annotations of containers may choose.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Gate {
+    /// Why they may choose nothing; `None` if they may.
+    shut: Option<String>,
+    /// The directory of the presets, if it is not the usual one.
+    preset_dir: Option<PathBuf>,
+}
+
+impl Gate {
+    /// Nothing may be chosen, because what would say so cannot be read.
+    fn shut(error: &Error) -> Self {
+        Self { shut: Some(error.to_string()), preset_dir: None }
+    }
+
+    /// A gate that is shut for the reason `shut`, or open.
+    #[cfg(test)]
+    pub(crate) fn new(shut: Option<&str>, preset_dir: Option<PathBuf>) -> Self {
+        Self { shut: shut.map(str::to_owned), preset_dir }
+    }
+
+    /// What this gate and `other` let pass; of two directories this one's counts.
+    fn and(&self, other: &Self) -> Self {
+        Self {
+            shut: self.shut.clone().or_else(|| other.shut.clone()),
+            preset_dir: self.preset_dir.clone().or_else(|| other.preset_dir.clone()),
+        }
+    }
+
+    /// Whether containers may choose by `annotation`.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] that names what forbids it.
+    pub(crate) fn check(&self, annotation: &str) -> Result<(), Error> {
+        match &self.shut {
+            None => Ok(()),
+            Some(why) => Err(Error::Denied(format!(
+                "annotation {annotation} is refused, annotations are switched off: {why}"
+            ))),
+        }
+    }
 }
 
 impl Default for Config {
@@ -111,8 +160,7 @@ impl Default for Config {
             runtime: DefaultRuntime::Auto,
             runtimes: BTreeMap::new(),
             deadlines: Deadlines::default(),
-            allow_annotations: true,
-            preset_dir: rootless::config_dir().join(PRESET_DIR),
+            gate: Gate::default(),
             fuse_overlayfs: Choice::Auto,
             options: RuntimeOptions::default(),
             origin: "built-in defaults".into(),
@@ -135,20 +183,9 @@ impl Config {
             Some(Via::ConfigBody) => body::options(&mut top),
             _ => RuntimeOptions::default(),
         };
-        let program = top.take_checked("runtime", Some(AUTO.to_owned()), check_program);
-        let named_at = top.place("default_runtime").cloned();
-        let named = top.take_checked("default_runtime", None::<String>, |_| Ok(()));
-        let deadlines = deadlines(&mut top, &default.deadlines);
-        let allow_annotations = top.take("allow_annotations", default.allow_annotations);
-        if via == Some(Via::Annotation) {
-            if let Some(place) = top.place("preset_dir").cloned() {
-                top.fault(Some(&place), "preset_dir", "is for the host's file, not for a preset");
-            }
-        }
-        let preset_dir = default.preset_dir;
-        let preset_dir = top
-            .take_checked("preset_dir", Some(preset_dir.clone()), check_absolute)
-            .unwrap_or(preset_dir);
+        let asked = Asked::read(&mut top);
+        let deadlines = deadlines(&mut top, None);
+        let gate = gate(&mut top, via);
         let fuse_overlayfs = top.take("fuse_overlayfs", default.fuse_overlayfs);
         let mut runtimes = BTreeMap::new();
         for (name, place, table) in top.take_tables("runtimes") {
@@ -159,49 +196,75 @@ impl Config {
             let entry = entry(top.section(&key, table), &place, &deadlines);
             runtimes.insert(name, entry);
         }
-        let runtime = default_runtime(&mut top, program, named, named_at.as_ref(), &runtimes);
+        let runtime = asked.settle(&mut top, &runtimes);
         top.finish();
-        Self {
-            runtime,
-            runtimes,
-            deadlines,
-            allow_annotations,
-            preset_dir,
-            fuse_overlayfs,
-            options,
-            origin: default.origin,
-        }
+        Self { runtime, runtimes, deadlines, gate, fuse_overlayfs, options, origin: default.origin }
     }
 }
 
-fn default_runtime(
-    top: &mut Section<'_>,
-    program: Option<String>,
-    named: Option<String>,
-    named_at: Option<&Place>,
-    runtimes: &BTreeMap<String, Entry>,
-) -> DefaultRuntime {
-    let program = program.filter(|program| !matches!(program.as_str(), "" | AUTO));
-    match (program, named.filter(|name| !matches!(name.as_str(), "" | AUTO))) {
-        (None, None) => DefaultRuntime::Auto,
-        (Some(program), None) if runtimes.contains_key(&program) => {
-            let why = format!("{program:?} is in the table: set default_runtime to it");
-            top.fault(None, "runtime", &why);
-            DefaultRuntime::Named(program)
+fn gate(top: &mut Section<'_>, via: Option<Via>) -> Gate {
+    let allowed_at = top.place("allow_annotations").cloned();
+    let allowed = top.take("allow_annotations", true);
+    let place = allowed_at.filter(|_| !allowed);
+    let shut = place.map(|place| format!("allow_annotations = false in {place}"));
+    if via == Some(Via::Annotation) {
+        if let Some(place) = top.place("preset_dir").cloned() {
+            top.fault(Some(&place), "preset_dir", "is for the host's file, not for a preset");
         }
-        (Some(program), None) => DefaultRuntime::Program(program),
-        (None, Some(name)) => {
-            if !runtimes.contains_key(&name) && !BUILT_IN.contains(&name.as_str()) {
-                let names: Vec<_> = runtimes.keys().map(String::as_str).chain(BUILT_IN).collect();
-                let names = names.join(", ");
-                let why = format!("default runtime {name:?} does not exist (configured: {names})");
-                top.fault(named_at, "default_runtime", &why);
+    }
+    let usual = source::default_preset_dir();
+    Gate { shut, preset_dir: top.take_checked("preset_dir", Some(usual), check_absolute) }
+}
+
+/// The keys that say which runtime a container gets when it asks for none.
+struct Asked {
+    program: Option<(String, Place)>,
+    named: Option<(String, Place)>,
+}
+
+impl Asked {
+    fn read(top: &mut Section<'_>) -> Self {
+        let mut take = |key, default: Option<String>| {
+            let place = top.place(key).cloned();
+            let check = |name: &String| match name.as_str() {
+                "" | AUTO => Ok(()),
+                _ => check_program(name),
+            };
+            let name = top.take_checked(key, default, check)?;
+            (!matches!(name.as_str(), "" | AUTO)).then_some((name, place?))
+        };
+        Self {
+            program: take("runtime", Some(AUTO.to_owned())),
+            named: take("default_runtime", None),
+        }
+    }
+
+    fn settle(self, top: &mut Section<'_>, table: &BTreeMap<String, Entry>) -> DefaultRuntime {
+        let text = |place: &Place| place.to_string();
+        match (self.program, self.named) {
+            (None, None) => DefaultRuntime::Auto,
+            (Some((name, place)), None) => {
+                if table.contains_key(&name) {
+                    let why = format!("{name:?} is in the table: set default_runtime to it");
+                    top.fault(Some(&place), "runtime", &why);
+                }
+                DefaultRuntime::Program { name, place: text(&place) }
             }
-            DefaultRuntime::Named(name)
-        }
-        (Some(_), Some(name)) => {
-            top.fault(named_at, "default_runtime", "cannot be configured together with `runtime`");
-            DefaultRuntime::Named(name)
+            (None, Some((name, place))) => {
+                if !table.contains_key(&name) && !BUILT_IN.contains(&name.as_str()) {
+                    let names: Vec<_> = table.keys().map(String::as_str).chain(BUILT_IN).collect();
+                    let names = names.join(", ");
+                    let why =
+                        format!("default runtime {name:?} does not exist (configured: {names})");
+                    top.fault(Some(&place), "default_runtime", &why);
+                }
+                DefaultRuntime::Named { name, place: text(&place) }
+            }
+            (Some(_), Some((name, place))) => {
+                let why = "cannot be configured together with `runtime`";
+                top.fault(Some(&place), "default_runtime", why);
+                DefaultRuntime::Named { name, place: text(&place) }
+            }
         }
     }
 }

@@ -6,15 +6,17 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::document::{Node, Place, Table, Value};
+use super::document::{MOST_FAULTS, Node, Place, Table, Value, legible};
+use super::show;
 
 /// What reading a configuration leaves beside the values.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     /// A sentence for each fault.
     pub(crate) faults: Vec<String>,
-    /// Every key with its effective value, in the order in which the code reads them.
-    pub(crate) settings: Vec<Setting>,
+    /// Every key with its effective value, in the order in which the code reads them; `None` where
+    /// nobody wants to know.
+    pub(crate) settings: Option<Vec<Setting>>,
 }
 
 /// One key of the effective configuration.
@@ -94,8 +96,12 @@ impl<'r> Section<'r> {
         let mut texts = BTreeMap::new();
         let Some(table) = self.take_table(key) else { return texts };
         let mut section = self.section(key, Table::new());
-        for (name, Node { place, value }) in table {
-            let Some(text) = section.typed::<String>(&name, &place, value) else { continue };
+        for (name, Node { place, value, .. }) in table {
+            let Value::Leaf(toml::Value::String(text)) = value else {
+                // What it is instead may be a secret.
+                section.fault(Some(&place), &name, "must be a string");
+                continue;
+            };
             section.record(&name, Some(&text), Some(&place));
             match check(&name, &text) {
                 Ok(()) => drop(texts.insert(name, text)),
@@ -109,12 +115,12 @@ impl<'r> Section<'r> {
     pub(super) fn take_tables(&mut self, key: &'static str) -> Vec<(String, Place, Table)> {
         let Some(table) = self.take_table(key) else { return Vec::new() };
         let mut tables = Vec::new();
-        for (name, Node { place, value }) in table {
+        for (name, Node { place, value, .. }) in table {
             match value {
                 Value::Table(table) => tables.push((name, place, table)),
                 Value::Leaf(leaf) => {
                     let why = format!("{} in place of a table", leaf.type_str());
-                    self.fault(Some(&place), &format!("{key}.{name}"), &why);
+                    self.fault(Some(&place), &format!("{key}.{}", show::key(&name)), &why);
                 }
             }
         }
@@ -140,21 +146,43 @@ impl<'r> Section<'r> {
 
     /// Says what is wrong with the value of `key`.
     pub(super) fn fault(&mut self, place: Option<&Place>, key: &str, why: &str) {
-        let key = format!("{}{key}", self.prefix());
+        if self.report.faults.len() >= MOST_FAULTS {
+            return;
+        }
+        let fault = format!("{}{key}: {why}", self.prefix());
+        let fault = legible(&fault);
         self.report.faults.push(match place {
-            Some(place) => format!("{place}: {key}: {why}"),
-            None => format!("{key}: {why}"),
+            Some(place) => format!("{place}: {fault}"),
+            None => fault,
         });
     }
 
     /// Says which keys were not taken, and what each was most likely meant to be.
     pub(super) fn finish(mut self) {
-        for (key, node) in std::mem::take(&mut self.nodes) {
-            let distance = |known: &&&str| strsim::damerau_levenshtein(&key, known);
-            let nearest = self.known.iter().min_by_key(distance).copied().unwrap_or_default();
-            let why = format!("unknown key; the nearest known key is {nearest:?}");
-            self.fault(Some(&node.place), &key, &why);
+        let rest = std::mem::take(&mut self.nodes);
+        for Node { name, place, .. } in rest.into_values().take(MOST_FAULTS) {
+            let why = match self.nearest(&name) {
+                Some(nearest) => format!("unknown key; the nearest known key is {nearest:?}"),
+                None => "unknown key".into(),
+            };
+            self.fault(Some(&place), &show::key(&name), &why);
         }
+    }
+
+    /// The known key that is most like `key`; nobody mistypes a long text.
+    fn nearest(&self, key: &str) -> Option<&'static str> {
+        const LONGEST: usize = 64;
+        if key.len() > LONGEST {
+            return None;
+        }
+        let distance = |known: &&&str| strsim::damerau_levenshtein(key, known);
+        self.known.iter().min_by_key(distance).copied()
+    }
+
+    /// The keys that were taken.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> &[&'static str] {
+        &self.known
     }
 
     fn prefix(&self) -> String {
@@ -163,7 +191,7 @@ impl<'r> Section<'r> {
 
     /// The table `key`; `None` if it is missing or no table.
     pub(super) fn take_table(&mut self, key: &'static str) -> Option<Table> {
-        let Node { place, value } = self.take_node(key)?;
+        let Node { place, value, .. } = self.take_node(key)?;
         match value {
             Value::Table(table) => Some(table),
             Value::Leaf(leaf) => {
@@ -175,7 +203,7 @@ impl<'r> Section<'r> {
     }
 
     fn read<T: DeserializeOwned>(&mut self, key: &'static str) -> Option<(T, Place)> {
-        let Node { place, value } = self.take_node(key)?;
+        let Node { place, value, .. } = self.take_node(key)?;
         Some((self.typed(key, &place, value)?, place))
     }
 
@@ -195,10 +223,10 @@ impl<'r> Section<'r> {
     }
 
     fn record<T: Serialize>(&mut self, key: &str, value: Option<&T>, place: Option<&Place>) {
+        let Some(settings) = &mut self.report.settings else { return };
         let (table, key) = (self.name.clone(), key.to_owned());
         // Every type of a key has a value in JSON.
         let value = value.and_then(|value| serde_json::to_value(value).ok());
-        let place = place.map(Place::to_string);
-        self.report.settings.push(Setting { table, key, value, place });
+        settings.push(Setting { table, key, value, place: place.map(Place::to_string) });
     }
 }

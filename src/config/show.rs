@@ -1,11 +1,13 @@
 //! What a configuration comes to, for people.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::document::Via;
 use super::section::Setting;
-use super::source::{self, CONFIG_ANNOTATION, Environment, Loaded, RUNTIME_ANNOTATION, Request};
+use super::source::{
+    self, CONFIG_ANNOTATION, Environment, Loaded, Origins, RUNTIME_ANNOTATION, Request,
+};
 use crate::cli::ConfigQuery;
 use crate::error::{Error, Result};
 use crate::runtime::table;
@@ -21,10 +23,15 @@ pub(crate) fn show(query: &ConfigQuery) -> Result<String> {
         ..RuntimeOptions::default()
     };
     let environment = Environment::read();
+    let known = [CONFIG_ANNOTATION, RUNTIME_ANNOTATION];
+    if let Some((key, _)) = query.annotations.iter().find(|(key, _)| !known.contains(&&**key)) {
+        let known = known.join(" and ");
+        return Err(Error::Invalid(format!("annotation {key:?} chooses nothing; {known} do")));
+    }
     let annotation = |name| query.annotations.iter().rfind(|(key, _)| key == name);
     let wanted = annotation(CONFIG_ANNOTATION).map(|(_, value)| value.as_str());
     let request = Request { annotation: wanted, options: &options, environment: &environment };
-    let mut loaded = source::load_with_origins(request)?;
+    let mut loaded = source::load_with(request, Origins::Kept)?;
     if let Some((_, name)) = annotation(RUNTIME_ANNOTATION) {
         table::select(&loaded.config, &options, Some(name))?;
         for setting in loaded.settings.iter_mut().filter(|setting| setting.table.is_empty()) {
@@ -40,12 +47,20 @@ pub(crate) fn show(query: &ConfigQuery) -> Result<String> {
     Ok(text(&loaded, query.origin))
 }
 
-/// Checks a file with its drop-ins; returns what to say of it.
+/// Checks a file with its drop-ins, one in the directory of presets as a preset; returns what to say
+/// of it.
 ///
 /// # Errors
 /// Every fault on a line of its own.
 pub(crate) fn check(file: &Path) -> Result<String, String> {
-    let load = || source::load_file(Path::new(&absolute(file)?), Via::CommandLine);
+    let load = || {
+        let path = PathBuf::from(absolute(file)?);
+        let presets = source::default_preset_dir();
+        match path.strip_prefix(&presets) {
+            Ok(preset) => source::read_preset(&presets, preset, Origins::Dropped),
+            Err(_) => source::load_file(&path, Via::CommandLine, Origins::Dropped),
+        }
+    };
     let loaded = load().map_err(|error| match error {
         Error::Config(faults) => faults.join("\n"),
         other => other.to_string(),

@@ -24,7 +24,8 @@ use crate::ids::{ContainerId, Pid};
 use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
 use crate::reaper::Child;
 use crate::rootfs::{self, FuseOverlay, Mount, RootfsMount};
-use crate::runtime::{self, Call, Runtime, table};
+use crate::runtime::table::{self, Resolved};
+use crate::runtime::{self, Call, Runtime};
 use crate::sandbox::kind::Kind;
 use crate::sys::child::start_time;
 use crate::wire::options::RuntimeOptions;
@@ -114,19 +115,19 @@ impl Containers {
         if !checkpoint.is_empty() {
             return Err(Error::Unimplemented("restore from a checkpoint".into()));
         }
-        let (config, runtime, options) = self
+        let (config, Resolved { runtime, guest, rootless }, options) = self
             .decide(&spec, options)
             .inspect_err(|error| log::warn!("container of pod {:?}: {error}", self.group))?;
-        let handover = Handover::new(&runtime, &spec, &kind, &rootfs)?;
+        let handover = Handover::new(&guest, &spec, &kind, &rootfs)?;
         let mut record = self.record(&bundle, &runtime)?;
-        if !handover.annotations.is_empty() {
+        if !handover.annotations.is_empty() || spec.has_reserved_annotation() {
             bundle.annotate(&handover.annotations)?;
         }
         let limit = runtime.deadlines.of("mount");
         let helper = async |program: &Path, args: &[OsString]| {
             runtime::help(&self.reaper, program, args, bundle.dir(), limit).await
         };
-        let fuse = FuseOverlay::of(config.fuse_overlayfs, runtime.rootless);
+        let fuse = FuseOverlay::of(config.fuse_overlayfs, rootless);
         let mounted = rootfs::mount(handover.mounts, &bundle.rootfs(), fuse, helper).await?;
 
         let init = Rc::new(Process::new(id.to_string(), None, stdio));
@@ -166,17 +167,18 @@ impl Containers {
         &self,
         spec: &Spec,
         options: RuntimeOptions,
-    ) -> Result<(Rc<Config>, Runtime, RuntimeOptions)> {
+    ) -> Result<(Rc<Config>, Resolved, RuntimeOptions)> {
         let config = self.config(spec.annotation(CONFIG_ANNOTATION), &options)?;
         let options = options.or(&config.options);
-        let runtime = table::resolve(&options, &config, spec, &self.namespace)?;
-        Ok((config, runtime, options))
+        let resolved = table::resolve(&options, &config, spec, &self.namespace)?;
+        Ok((config, resolved, options))
     }
 
     /// The pod's configuration: that of its first container.
     fn config(&self, annotation: Option<&str>, options: &RuntimeOptions) -> Result<Rc<Config>> {
         if let Some(config) = &*self.config.borrow() {
             if let Some(wanted) = annotation {
+                config.gate.check(CONFIG_ANNOTATION)?;
                 log::info!("annotation {CONFIG_ANNOTATION} = {wanted:?}: {} stays", config.origin);
             }
             return Ok(config.clone());

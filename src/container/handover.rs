@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::bundle::Spec;
-use crate::config::{BlockRootfs, NydusRootfs};
+use crate::bundle::{RESERVED, Spec};
+use crate::config::{BlockRootfs, Guest, NydusRootfs};
 use crate::error::{Error, Result};
 use crate::rootfs::{self, Mount};
-use crate::runtime::Runtime;
 use crate::sandbox::kind::Kind;
 use crate::sandbox::sizing::Sizing;
 
-/// Begins the names of the annotations that berth adds.
-const PREFIX: &str = "io.containerd.berth";
 /// In the path of every Kubernetes emptyDir.
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
@@ -22,31 +19,31 @@ pub(super) struct Handover<'a> {
 }
 
 impl<'a> Handover<'a> {
-    /// What `runtime` wants to know of a container, and what of its rootfs it takes.
+    /// What a runtime wants to know of a container, and what of its rootfs it takes.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a rootfs that only another kind of runtime can mount.
     pub(super) fn new(
-        runtime: &Runtime,
+        guest: &Guest,
         spec: &Spec,
         kind: &Kind,
         mounts: &'a [Mount],
     ) -> Result<Self> {
-        let mut annotations = runtime.annotations.clone();
+        let mut annotations = guest.annotations.clone();
         let mut tell = |name: &str, value: String| {
-            annotations.insert(format!("{PREFIX}.{name}"), value);
+            annotations.insert(format!("{RESERVED}{name}"), value);
         };
-        if runtime.sizing {
+        if guest.sizing {
             let sizing = Sizing::of(kind, &spec.annotations, spec.limits());
             tell("sizing.cpus", sizing.cpus.to_string());
             tell("sizing.memory", sizing.memory_mib.to_string());
         }
-        if runtime.guest_empty_dir {
+        if guest.empty_dir {
             let inside = spec.mounts.iter().filter(|mount| is_empty_dir(&mount.source));
             let inside: Vec<_> = inside.map(|mount| mount.destination.as_str()).collect();
             tell("empty-dirs", serde_json::json!(inside).to_string());
         }
-        let Some(passed) = passed(runtime, mounts)? else {
+        let Some(passed) = passed(guest, mounts)? else {
             return Ok(Self { annotations, mounts });
         };
         tell("rootfs.source", passed.source.clone());
@@ -57,16 +54,19 @@ impl<'a> Handover<'a> {
 }
 
 /// The one mount that the runtime makes in place of berth.
-fn passed<'a>(runtime: &Runtime, mounts: &'a [Mount]) -> Result<Option<&'a Mount>> {
+fn passed<'a>(guest: &Guest, mounts: &'a [Mount]) -> Result<Option<&'a Mount>> {
     let nydus = mounts.iter().find(|mount| rootfs::is_nydus(mount));
-    match (mounts, nydus, runtime.nydus_rootfs, runtime.block_rootfs) {
+    let refuse = |mount: &Mount, why: &str| {
+        Err(Error::Invalid(format!("rootfs of type {:?} {why}", mount.kind)))
+    };
+    match (mounts, nydus, guest.nydus_rootfs, guest.block_rootfs) {
+        (_, Some(mount), NydusRootfs::Refuse, _) => refuse(
+            mount,
+            "is for a runtime that mounts it by itself (`nydus_rootfs = \"pass\"`), and this is none: \
+             choose another runtime or another snapshotter",
+        ),
         ([mount], Some(_), NydusRootfs::Pass, _) => Ok(Some(mount)),
-        (_, Some(mount), ..) => Err(Error::Invalid(format!(
-            "rootfs of type {:?} is for a runtime with `nydus_rootfs = \"pass\"`, which mounts it by \
-             itself; {:?} is none: choose another runtime or another snapshotter",
-            mount.kind,
-            runtime.name(),
-        ))),
+        (_, Some(mount), ..) => refuse(mount, "can be handed on only if it is the only mount"),
         ([mount], None, _, BlockRootfs::Pass) if rootfs::is_block_device(mount) => Ok(Some(mount)),
         _ => Ok(None),
     }

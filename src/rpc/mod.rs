@@ -66,18 +66,19 @@ pub(crate) fn request(
 /// too large to be sent turns into the error that says so.
 ///
 /// # Errors
-/// [`Error::TooLarge`] should even the error be too large.
+/// [`Error::TooLarge`] never: the error that says so is short.
 pub(crate) fn response(stream: u32, result: Result<Vec<u8>>) -> Result<Vec<u8>> {
     let sent = result.and_then(|payload| {
         let response =
             Response { status: status(Code::OK, String::new()), payload, ..Response::default() };
         frame(stream, MESSAGE_TYPE_RESPONSE, &response)
     });
-    sent.or_else(|error| {
+    let refuse = |error: Error| {
         let response =
             Response { status: status(error.code(), error.to_string()), ..Response::default() };
         frame(stream, MESSAGE_TYPE_RESPONSE, &response)
-    })
+    };
+    sent.or_else(refuse).or_else(refuse)
 }
 
 /// What a response says: the payload, or the peer's own error.

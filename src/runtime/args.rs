@@ -111,10 +111,8 @@ pub(super) fn update(id: &ContainerId, resources: &Path) -> Vec<OsString> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::config::{BlockRootfs, Deadlines, NydusRootfs};
+    use crate::config::Deadlines;
 
     fn runtime() -> Runtime {
         Runtime {
@@ -127,12 +125,6 @@ mod tests {
             no_new_keyring: false,
             criu_path: String::new(),
             deadlines: Deadlines::default(),
-            rootless: false,
-            annotations: BTreeMap::new(),
-            block_rootfs: BlockRootfs::Mount,
-            nydus_rootfs: NydusRootfs::Refuse,
-            guest_empty_dir: false,
-            sizing: false,
             inner_pids: false,
         }
     }

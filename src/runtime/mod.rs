@@ -9,7 +9,6 @@ mod output;
 pub(crate) mod table;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::bundle::{Bundle, Scratch};
 use crate::cgroup::Cgroup;
-use crate::config::{BlockRootfs, Deadlines, NydusRootfs};
+use crate::config::Deadlines;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Pid};
 use crate::reaper::{Child, Exit, Reaper};
@@ -55,24 +54,6 @@ pub(crate) struct Runtime {
     /// How long a command may take.
     #[serde(default)]
     pub(crate) deadlines: Deadlines,
-    /// Whether to do without what only the host's root may; only Create needs it.
-    #[serde(skip)]
-    pub(crate) rootless: bool,
-    /// What its containers' specs say to it; only Create needs it.
-    #[serde(skip)]
-    pub(crate) annotations: BTreeMap<String, String>,
-    /// What becomes of a root file system that is a block device; only Create needs it.
-    #[serde(skip)]
-    pub(crate) block_rootfs: BlockRootfs,
-    /// What becomes of a Nydus image; only Create needs it.
-    #[serde(skip)]
-    pub(crate) nydus_rootfs: NydusRootfs,
-    /// Whether it makes emptyDirs itself; only Create needs it.
-    #[serde(skip)]
-    pub(crate) guest_empty_dir: bool,
-    /// Whether it is told the size of the pod; only Create needs it.
-    #[serde(skip)]
-    pub(crate) sizing: bool,
     /// Whether exec processes are signalled by their pids inside; `delete` does not need it.
     #[serde(skip)]
     pub(crate) inner_pids: bool,
@@ -217,8 +198,8 @@ impl Runtime {
 
     fn cannot_start(&self, source: std::io::Error) -> Error {
         if source.kind() == std::io::ErrorKind::NotFound && !self.path.exists() {
-            let hint = "it is gone since the container was made".into();
-            return Error::NoRuntime { name: self.path.display().to_string(), hint };
+            let why = "executable file not found: it is gone since the container was made".into();
+            return Error::NoRuntime { name: self.path.display().to_string(), why };
         }
         Error::Io { action: "run the OCI runtime", path: self.path.clone(), source }
     }

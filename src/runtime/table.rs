@@ -2,15 +2,17 @@
 //! installed.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
 use crate::bundle::Spec;
-use crate::config::{self, BUILT_IN, Choice, Config, DefaultRuntime, Entry, RUNTIME_ANNOTATION};
+use crate::config::{BUILT_IN, Choice, Config, DefaultRuntime, Entry, Guest, RUNTIME_ANNOTATION};
 use crate::error::{Error, Result};
 use crate::ids::Namespace;
 use crate::rootless;
@@ -33,6 +35,16 @@ pub(crate) struct Chosen<'a> {
     pub(crate) path: PathBuf,
 }
 
+/// The runtime of one container.
+pub(crate) struct Resolved {
+    /// How its commands are called.
+    pub(crate) runtime: Runtime,
+    /// What it does in place of berth.
+    pub(crate) guest: Guest,
+    /// Whether to do without what only the host's root may.
+    pub(crate) rootless: bool,
+}
+
 /// Resolves the runtime of one container.
 ///
 /// # Errors
@@ -43,12 +55,17 @@ pub(crate) fn resolve(
     config: &Config,
     spec: &Spec,
     namespace: &Namespace,
-) -> Result<Runtime> {
+) -> Result<Resolved> {
     let Chosen { entry, path } = choose(config, options, spec.annotation(RUNTIME_ANNOTATION))?;
+    let place = entry.place.clone().unwrap_or_else(|| config.origin.clone());
+    let locate = |error: Error| Error::Invalid(format!("{error} (runtime configured in {place})"));
     let entry = entry.into_owned();
-    let rootless =
-        rootless::resolve(entry.rootless, geteuid().as_raw(), rootless::in_user_namespace())?;
+    let in_namespace = rootless::in_user_namespace();
+    let rootless = rootless::resolve(entry.rootless, geteuid().as_raw(), in_namespace);
+    let rootless = rootless.map_err(locate)?;
     let systemd = Path::new(SYSTEMD).is_dir() && (!rootless || rootless::has_systemd_bus());
+    let wanted = spec.wants_systemd_cgroup();
+    let systemd = systemd_cgroup(entry.systemd_cgroup, wanted, systemd).map_err(locate)?;
     let root = match options.root.as_str() {
         "" => entry.root.unwrap_or_else(|| rootless::state_dir(rootless).join(DEFAULT_ROOT)),
         root => root.into(),
@@ -56,36 +73,30 @@ pub(crate) fn resolve(
     if !root.is_absolute() {
         return Err(Error::Invalid(format!("option Root {root:?} is not an absolute path")));
     }
-    let systemd_cgroup = options.systemd_cgroup
-        || systemd_cgroup(entry.systemd_cgroup, spec.wants_systemd_cgroup(), systemd)?;
     let criu_path = match options.criu_path.as_str() {
         "" => entry.criu_path,
         path => path.to_owned(),
     };
-    Ok(Runtime {
+    let runtime = Runtime {
         path,
         args: entry.args,
         env: entry.env.into_iter().collect(),
         root: root.join(namespace.as_str()),
-        systemd_cgroup,
+        systemd_cgroup: options.systemd_cgroup || systemd,
         no_pivot_root: options.no_pivot_root || entry.no_pivot_root,
         no_new_keyring: options.no_new_keyring || entry.no_new_keyring,
         criu_path,
         deadlines: entry.deadlines,
-        rootless,
-        annotations: entry.annotations,
-        block_rootfs: entry.block_rootfs,
-        nydus_rootfs: entry.nydus_rootfs,
-        guest_empty_dir: entry.guest_empty_dir,
-        sizing: entry.sizing,
         inner_pids: entry.inner_pids,
-    })
+    };
+    Ok(Resolved { runtime, guest: entry.guest, rootless })
 }
 
 /// The runtime that a container's annotation, `options` and `config` choose, and its program.
 ///
 /// # Errors
-/// As [`select`]; [`Error::NoRuntime`] with the name that was looked for.
+/// As [`select`]; [`Error::NoRuntime`] with the names that were looked for, the reasons against each
+/// and where it was asked for.
 pub(crate) fn choose<'a>(
     config: &'a Config,
     options: &RuntimeOptions,
@@ -93,20 +104,26 @@ pub(crate) fn choose<'a>(
 ) -> Result<Chosen<'a>> {
     let entry = select(config, options, annotation)?;
     let path = env::var_os("PATH").unwrap_or_default();
+    let mut reasons = Vec::new();
     for candidate in &entry.candidates {
         match look_up(candidate, &path) {
             Ok(path) => {
                 log::info!("runtime {}", path.display());
                 return Ok(Chosen { entry, path });
             }
-            Err(why) => log::debug!("runtime {candidate:?} is not taken: {why}"),
+            Err(why) => {
+                log::debug!("runtime {candidate:?} is not taken: {why}");
+                reasons.push(why);
+            }
         }
     }
-    let hint = match &entry.place {
-        Some(place) => format!("configured in {place}"),
-        None => "install it, or set `runtime` in /etc/berth/config.toml".into(),
+    reasons.dedup();
+    let reasons = reasons.join(", ");
+    let why = match &entry.place {
+        Some(place) => format!("{reasons}; it is asked for by {place}"),
+        None => format!("{reasons}; install one, or name one in /etc/berth/config.toml"),
     };
-    Err(Error::NoRuntime { name: entry.candidates.join(" or "), hint })
+    Err(Error::NoRuntime { name: entry.candidates.join(" or "), why })
 }
 
 /// The runtime that a container's annotation, `options` and `config` choose.
@@ -129,7 +146,7 @@ pub(crate) fn select<'a>(
 /// The entry that a container's annotation names.
 fn annotated<'a>(config: &'a Config, name: &str) -> Result<&'a Entry> {
     let annotation = RUNTIME_ANNOTATION;
-    config::allow(config, annotation)?;
+    config.gate.check(annotation)?;
     if name.contains('/') {
         let why = "it selects a runtime of the table by name, never a program by path";
         return Err(Error::Denied(format!("annotation {annotation} = {name:?} is refused: {why}")));
@@ -143,34 +160,42 @@ fn annotated<'a>(config: &'a Config, name: &str) -> Result<&'a Entry> {
     })
 }
 
-/// The entry that an option names, or the default one with another program. Arguments and
-/// environment belong to the program that they were written for, and go with it.
+/// The entry that an option names, or that has its program. Any other program gets what the default
+/// entry says of the host; what it says of its own program, arguments first of all, does not fit.
 fn by_option<'a>(config: &'a Config, program: &str) -> Cow<'a, Entry> {
     if let Some(entry) = config.runtimes.get(program) {
         return Cow::Borrowed(entry);
     }
-    let mut entry = by_default(config).into_owned();
-    entry.candidates = vec![program.to_owned()];
-    entry.args.clear();
-    entry.env.clear();
-    entry.place = None;
-    Cow::Owned(entry)
+    let default = by_default(config);
+    if default.candidates.iter().any(|candidate| candidate == program) {
+        let candidates = vec![program.to_owned()];
+        return Cow::Owned(Entry { candidates, ..default.into_owned() });
+    }
+    Cow::Owned(Entry {
+        place: Some("option BinaryName".into()),
+        candidates: vec![program.to_owned()],
+        args: Vec::new(),
+        guest: Guest::default(),
+        inner_pids: false,
+        env: BTreeMap::new(),
+        ..default.into_owned()
+    })
 }
 
 fn by_default(config: &Config) -> Cow<'_, Entry> {
-    let plain = |program: &str| Entry::plain(program, &config.deadlines);
+    let plain = |program: &str, place: &String| {
+        let place = Some(place.clone());
+        Cow::Owned(Entry { place, ..Entry::plain(program, &config.deadlines) })
+    };
     match &config.runtime {
-        DefaultRuntime::Named(name) => match config.runtimes.get(name) {
+        DefaultRuntime::Named { name, place } => match config.runtimes.get(name) {
             Some(entry) => Cow::Borrowed(entry),
-            None => Cow::Owned(plain(name)),
+            None => plain(name, place),
         },
-        DefaultRuntime::Program(program) => {
-            let place = Some(format!("`runtime` of {}", config.origin));
-            Cow::Owned(Entry { place, ..plain(program) })
-        }
+        DefaultRuntime::Program { name, place } => plain(name, place),
         DefaultRuntime::Auto => {
             let candidates = BUILT_IN.map(str::to_owned).to_vec();
-            Cow::Owned(Entry { candidates, ..plain("") })
+            Cow::Owned(Entry { candidates, ..Entry::plain("", &config.deadlines) })
         }
     }
 }
@@ -202,8 +227,10 @@ fn look_up(name: &str, path: &OsStr) -> Result<PathBuf, &'static str> {
         let path = PathBuf::from(name);
         return match path.metadata() {
             _ if !path.is_absolute() => Err("its path is not absolute"),
-            Err(_) => Err("there is no such file"),
-            Ok(_) if !is_program(&path) => Err("it is not executable"),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err("executable file not found"),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Err("permission denied"),
+            Err(_) => Err("it cannot be looked at"),
+            Ok(_) if !is_program(&path) => Err("permission denied: it is not executable"),
             Ok(_) => Ok(path),
         };
     }
@@ -211,7 +238,7 @@ fn look_up(name: &str, path: &OsStr) -> Result<PathBuf, &'static str> {
         .filter(|dir| dir.is_absolute())
         .map(|dir| dir.join(name))
         .find(|path| is_program(path))
-        .ok_or("it is not on PATH")
+        .ok_or("executable file not found on PATH")
 }
 
 fn is_program(path: &Path) -> bool {
@@ -220,11 +247,10 @@ fn is_program(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::fs;
 
     use super::*;
-    use crate::config::Deadlines;
+    use crate::config::{Deadlines, Gate};
 
     #[test]
     fn programs_are_found_by_name_or_path() {
@@ -288,7 +314,7 @@ mod tests {
         let candidates =
             Entry { candidates: vec!["/no/such".into(), program("two")], ..missing.clone() };
         let config = Config {
-            runtime: DefaultRuntime::Named("one".into()),
+            runtime: DefaultRuntime::Named { name: "one".into(), place: "f:1".into() },
             runtimes: BTreeMap::from([
                 entry("one", &["--one"]),
                 entry("other", &[]),
@@ -297,7 +323,7 @@ mod tests {
             ]),
             ..Config::default()
         };
-        let shut = Config { allow_annotations: false, ..config.clone() };
+        let shut = Config { gate: Gate::new(Some("f:2"), None), ..config.clone() };
         let absolute = program("absolute");
         let cases = [
             ("default", &config, None, "", Ok(("one", 1))),
@@ -305,7 +331,13 @@ mod tests {
             ("option that is in the table", &config, None, "other", Ok(("other", 0))),
             ("annotation", &config, Some("other"), &absolute, Ok(("other", 0))),
             ("candidates", &config, Some("candidates"), "", Ok(("two", 0))),
-            ("annotation switched off", &shut, Some("other"), "", Err("switches annotations off")),
+            (
+                "annotation switched off",
+                &shut,
+                Some("other"),
+                "",
+                Err("annotations are switched off: f:2"),
+            ),
             (
                 "annotation with a path",
                 &config,
@@ -321,8 +353,20 @@ mod tests {
                 Err("unknown runtime \"x\" (configured: candidates, missing, one, other; "),
             ),
             ("built in, by annotation", &config, Some("runc"), "", Err("unknown runtime \"runc\"")),
-            ("missing program", &config, Some("missing"), "", Err("configured in f:7")),
-            ("missing option", &config, None, "no-runc", Err("\"no-runc\"")),
+            (
+                "missing program",
+                &config,
+                Some("missing"),
+                "",
+                Err("executable file not found; it is asked for by f:7"),
+            ),
+            (
+                "missing option",
+                &config,
+                None,
+                "no-runc",
+                Err("\"no-runc\": executable file not found on PATH; it is asked for by option"),
+            ),
         ];
         for (name, config, annotation, binary_name, expected) in cases {
             let options = RuntimeOptions { binary_name: binary_name.into(), ..Default::default() };

@@ -47,25 +47,39 @@ impl Place {
     }
 }
 
+/// The program that a configuration names; `"auto"` if it names none.
+fn program(config: &Config) -> &str {
+    match &config.runtime {
+        DefaultRuntime::Program { name, .. } | DefaultRuntime::Named { name, .. } => name,
+        DefaultRuntime::Auto => "auto",
+    }
+}
+
 #[test]
 fn the_nearest_source_wins() {
-    for bits in 0..32 {
+    for bits in 0..64 {
         let has = |bit: u32| bits & (1 << bit) != 0;
-        let (annotation, option, environment, default, gate) =
-            (has(0), has(1), has(2), has(3), has(4));
+        let [annotation, option, environment, default, gate, inline] = [0, 1, 2, 3, 4, 5].map(has);
         let place = Place::new();
         place.write("presets/preset.toml", "runtime = \"/preset\"");
-        for name in ["option", "environment", "default"] {
+        for name in ["environment", "default"] {
             place.write(&format!("{name}.toml"), place.host(name, gate));
         }
+        place.write("option.toml", place.host("option", true));
         if !default {
             fs::remove_file(place.path("default.toml")).unwrap();
         }
-        let options = RuntimeOptions {
-            config_path: place.path("option.toml").display().to_string(),
-            ..RuntimeOptions::default()
+        let options = match (option, inline) {
+            (false, _) => RuntimeOptions::default(),
+            (true, false) => RuntimeOptions {
+                config_path: place.path("option.toml").display().to_string(),
+                ..RuntimeOptions::default()
+            },
+            (true, true) => RuntimeOptions {
+                config_body: place.host("option", true).into_bytes(),
+                ..RuntimeOptions::default()
+            },
         };
-        let options = if option { options } else { RuntimeOptions::default() };
         let environment = Environment {
             named: environment.then(|| place.path("environment.toml")),
             ..place.environment()
@@ -75,16 +89,76 @@ fn the_nearest_source_wins() {
             options: &options,
             environment: &environment,
         };
-        let host = [(option, "/option"), (environment.named.is_some(), "/environment")];
-        let host = host.into_iter().chain([(default, "/default")]).find(|(there, _)| *there);
-        let got = load(request).map(|config| config.runtime);
-        let named = |name: &str| DefaultRuntime::Program(name.into());
-        match (annotation, host) {
-            (false, Some((_, name))) => assert_eq!(got.unwrap(), named(name), "{bits:b}"),
-            (false, None) => assert_eq!(got.unwrap(), DefaultRuntime::Auto, "{bits:b}"),
-            (true, Some(_)) if gate => assert_eq!(got.unwrap(), named("/preset"), "{bits:b}"),
-            // Without any file there is no other preset directory than the one that is built in.
-            (true, _) => assert!(matches!(got, Err(Error::Denied(_))), "{bits:b}: {got:?}"),
+        let machine = environment.named.is_some() || default;
+        let sources = [
+            (annotation, "/preset"),
+            (option, "/option"),
+            (environment.named.is_some(), "/environment"),
+            (default, "/default"),
+        ];
+        let expected = sources.into_iter().find(|(there, _)| *there);
+        // Only the machine's file can shut the gate. Without a file of either there are presets in
+        // no other directory than the usual one.
+        let refused = annotation && ((machine && !gate) || !(machine || option));
+        match load(request) {
+            Err(Error::Denied(_)) => assert!(refused, "{bits:b}"),
+            got => {
+                let config = got.unwrap();
+                assert_eq!(program(&config), expected.map_or("auto", |it| it.1), "{bits:b}");
+                assert!(!refused, "{bits:b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_machine_whose_file_is_broken_lets_annotations_choose_nothing() {
+    let place = Place::new();
+    place.write("presets/preset.toml", "runtime = \"/preset\"");
+    place.write("option.toml", place.host("option", true));
+    place.write("default.toml", "broken");
+    let options = RuntimeOptions {
+        config_path: place.path("option.toml").display().to_string(),
+        ..RuntimeOptions::default()
+    };
+    let environment = place.environment();
+    let load =
+        |annotation| load(Request { annotation, options: &options, environment: &environment });
+    assert_eq!(program(&load(None).unwrap()), "/option");
+    let error = load(Some("preset")).unwrap_err().to_string();
+    assert!(error.contains("default.toml:1"), "{error}");
+}
+
+#[test]
+fn a_table_of_nothing_but_runc_s_options_is_on_top_of_the_machine_s_file() {
+    let place = Place::new();
+    place.write("default.toml", "deadline = 5\n[runtimes.two]\npath = \"/two\"\n");
+    let environment = place.environment();
+    let cases = [
+        ("options", "BinaryName = 'two'\nSystemdCgroup = true\n", Ok((1, "two", 5))),
+        ("empty table", "TypeUrl = ''\n", Ok((1, "", 5))),
+        ("own key", "BinaryName = 'two'\nFuseOverlayfs = false\n", Ok((0, "two", 30))),
+        ("newer options", "TaskApiAddress = ''\nTaskApiVersion = 0\n", Ok((1, "", 5))),
+        (
+            "mistyped",
+            "BinaryNam = 'two'\n",
+            Err(":1 (create option ConfigBody): BinaryNam: unknown"),
+        ),
+    ];
+    for (name, body, expected) in cases {
+        let options = RuntimeOptions { config_body: body.into(), ..RuntimeOptions::default() };
+        let request = Request { annotation: None, options: &options, environment: &environment };
+        match (load(request), expected) {
+            (Ok(config), Ok((runtimes, binary_name, seconds))) => {
+                assert_eq!(config.runtimes.len(), runtimes, "{name}");
+                assert_eq!(config.options.binary_name, binary_name, "{name}");
+                let deadline = Duration::from_secs(seconds);
+                assert_eq!(config.deadlines.of("create"), deadline, "{name}");
+            }
+            (Err(error), Err(part)) => {
+                assert!(error.to_string().contains(part), "{name}: {error}");
+            }
+            (got, _) => panic!("{name}: {got:?}"),
         }
     }
 }
@@ -118,8 +192,8 @@ fn an_option_that_names_a_file_wins_over_its_text() {
         let environment = place.environment();
         let request = Request { annotation: None, options: &options, environment: &environment };
         match (load(request), expected) {
-            (Ok(config), Ok(program)) => {
-                assert_eq!(config.runtime, DefaultRuntime::Program(program.into()), "{name}");
+            (Ok(config), Ok(expected)) => {
+                assert_eq!(program(&config), expected, "{name}");
             }
             (Err(error), Err(part)) => {
                 assert!(error.to_string().contains(part), "{name}: {error}");
@@ -148,7 +222,7 @@ fn drop_ins_merge_in_the_order_of_their_names() {
     let environment = place.environment();
     let options = RuntimeOptions::default();
     let request = Request { annotation: None, options: &options, environment: &environment };
-    let loaded = source::load_with_origins(request).unwrap();
+    let loaded = source::load_with(request, source::Origins::Kept).unwrap();
     assert_eq!(loaded.config.deadlines.of("create"), Duration::from_secs(6));
     assert_eq!(loaded.config.runtimes["x"].args, ["b"]);
     assert_eq!(loaded.config.runtimes["x"].candidates, ["/x"]);
@@ -161,7 +235,14 @@ fn drop_ins_merge_in_the_order_of_their_names() {
     assert!(origin("runtimes.x", "path").ends_with("/default.toml:3 (default file)"));
     assert!(origin("deadline", "default").ends_with("/20.toml:1 (drop-in)"));
     let preset = place.annotated("p").unwrap();
-    assert_eq!(preset.runtime, DefaultRuntime::Program("/q".into()));
+    assert_eq!(program(&preset), "/q");
+    // Of two keys for one thing the later one counts.
+    place.write("default.toml.d/20.toml", "runtime = \"/a\"\n[runtimes.x]\ncandidates = [\"b\"]");
+    place.write("default.toml.d/21.toml", "default_runtime = \"x\"");
+    let rival = load(request).unwrap();
+    assert_eq!((program(&rival), &*rival.runtimes["x"].candidates), ("x", &["b".to_owned()][..]));
+    place.write("default.toml.d/20.toml", "deadline = 6\n[runtimes.y]\npath = \"/y\"");
+    fs::remove_file(place.path("default.toml.d/21.toml")).unwrap();
     // Drop-ins are enough where there is no file.
     fs::remove_file(place.path("default.toml")).unwrap();
     fs::remove_file(place.path("default.toml.d/10.toml")).unwrap();
@@ -196,6 +277,17 @@ fn an_annotation_selects_only_what_is_safe_in_the_preset_directory() {
         let path = place.path(&format!("presets/{name}"));
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
+    fs::create_dir(place.path("presets/base.toml.d")).unwrap();
+    fs::create_dir(place.path("presets/open")).unwrap();
+    fs::create_dir(place.path("presets/dir.toml")).unwrap();
+    for name in ["base.toml.d/1.toml", ".hidden.toml", "NOTES", "open/x.toml"] {
+        place.write(&format!("presets/{name}"), "runtime = \"/bad\"");
+    }
+    let open = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(place.path("presets/open"), open).unwrap();
+    let (null, mode) = (nix::sys::stat::makedev(1, 3), nix::sys::stat::Mode::S_IRUSR);
+    let device = place.path("presets/device.toml");
+    nix::sys::stat::mknod(&device, nix::sys::stat::SFlag::S_IFCHR, mode, null).unwrap();
     place.write("presets/long.toml", vec![b'#'; (1 << 20) + 1]);
     fs::File::create(place.path("presets/huge.toml")).unwrap().set_len(100 << 20).unwrap();
     place.write("presets/full.toml", vec![b'#'; 1 << 20]);
@@ -220,7 +312,7 @@ fn an_annotation_selects_only_what_is_safe_in_the_preset_directory() {
         ("magic link", "magic", Err("it leads out of")),
         ("link to itself", "self", Err("it leads out of")),
         ("link to a directory above", "dir/outside.toml", Err("it leads out of")),
-        ("directory", "below/", Err("not a regular file")),
+        ("directory", "dir.toml", Err("not a regular file")),
         ("FIFO", "fifo", Err("not a regular file")),
         ("socket", "socket", Err("not a regular file")),
         ("world-writable", "world", Err("others can write it (mode 646)")),
@@ -228,14 +320,19 @@ fn an_annotation_selects_only_what_is_safe_in_the_preset_directory() {
         ("too long", "long", Err("longer than 1048576 bytes")),
         ("100 MiB", "huge", Err("longer than 1048576 bytes")),
         ("just short enough", "full", Ok("")),
+        ("drop-in", "base.toml.d/1.toml", Err("neither hidden files nor drop-ins")),
+        ("hidden", ".hidden.toml", Err("neither hidden files nor drop-ins")),
+        ("another name", "./NOTES", Err("a preset is called NAME.toml")),
+        ("directory that others write", "open/x.toml", Err("its group or others can write it")),
+        ("device", "device", Err("not a regular file")),
         ("NUL", "go\0od", Err("is refused")),
         ("long name", &"x".repeat(5000), Err("is refused")),
     ];
     for (name, annotation, expected) in cases {
         match (place.annotated(annotation), expected) {
             (Ok(config), Ok("")) => assert_eq!(config.runtime, DefaultRuntime::Auto, "{name}"),
-            (Ok(config), Ok(program)) => {
-                assert_eq!(config.runtime, DefaultRuntime::Program(program.into()), "{name}");
+            (Ok(config), Ok(expected)) => {
+                assert_eq!(program(&config), expected, "{name}");
             }
             (Err(Error::Denied(why)), Err(part)) => assert!(why.contains(part), "{name}: {why}"),
             (got, _) => panic!("{name}: {got:?}"),
@@ -256,7 +353,7 @@ fn what_is_shown_is_a_file_with_the_same_values() {
         let shown = show(&query).unwrap();
         let again = file(&shown).unwrap();
         let original = file(text).unwrap();
-        assert_eq!(again.runtime, original.runtime);
+        assert_eq!(program(&again), program(&original));
         let entry = Entry { place: None, ..again.runtimes["my x"].clone() };
         assert_eq!(entry, Entry { place: None, ..original.runtimes["my x"].clone() }, "{shown}");
         assert_eq!(shown.contains("# default\n"), origin);
@@ -290,6 +387,9 @@ fn files_that_an_administrator_names_must_be_safe_too() {
             (got, _) => panic!("{name}: {got:?}"),
         }
     }
+    place.write("default.toml", b"\n\nx = \"\xff\"");
+    let error = place.annotated("good").unwrap_err().to_string();
+    assert!(error.contains("default.toml:3 (default file): not UTF-8"), "{error}");
     for (path, part) in [("/dev/zero", "not a regular file"), ("/proc/cpuinfo", "the kernel's")] {
         let error = crate::config::file::read(Path::new(path)).unwrap_err().to_string();
         assert!(error.contains(part), "{path}: {error}");
@@ -329,10 +429,9 @@ fn a_preset_that_is_swapped_is_never_read_from_outside() {
         });
         let loaded: Vec<_> = (0..2000).map(|_| place.annotated("d/x.toml")).collect();
         done.store(true, Ordering::Relaxed);
-        let good = DefaultRuntime::Program("/good".into());
         let read = loaded.iter().filter_map(|loaded| loaded.as_ref().ok());
         assert!(read.clone().count() > 0, "it was never there");
-        assert!(read.clone().all(|config| config.runtime == good));
+        assert!(read.clone().all(|config| program(config) == "/good"));
         let refused = |error: &Error| matches!(error, Error::Denied(_));
         assert!(loaded.iter().filter_map(|loaded| loaded.as_ref().err()).all(refused));
     });

@@ -1,6 +1,5 @@
 //! From texts to values and faults.
 
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,8 +11,8 @@ use crate::config::*;
 fn read(text: &str, via: Via) -> Result<Config, Vec<String>> {
     let source = Rc::new(Source { name: "test.toml".into(), via });
     let table = document::parse(text.as_bytes(), &source)?;
-    let mut table = if via == Via::ConfigBody { body::normalize(table)? } else { table };
-    expand_deadlines(&mut table);
+    let table = if via == Via::ConfigBody { body::normalize(table)? } else { table };
+    let table = entry::expand(table)?;
     let mut report = Report::default();
     let config = Config::read(table, Some(via), &mut report);
     if report.faults.is_empty() { Ok(config) } else { Err(report.faults) }
@@ -21,6 +20,14 @@ fn read(text: &str, via: Via) -> Result<Config, Vec<String>> {
 
 pub(super) fn file(text: &str) -> Result<Config, Vec<String>> {
     read(text, Via::Default)
+}
+
+pub(super) fn program(name: &str, place: &str) -> DefaultRuntime {
+    DefaultRuntime::Program { name: name.into(), place: place.into() }
+}
+
+fn named(name: &str, place: &str) -> DefaultRuntime {
+    DefaultRuntime::Named { name: name.into(), place: place.into() }
 }
 
 #[test]
@@ -69,6 +76,21 @@ fn every_fault_is_named_with_its_line_and_what_to_do() {
             "[runtimes.x]\npath = \"bin/x\"",
             &["must be an absolute path", "either"],
         ),
+        ("no program", "[runtimes.x]\npath = \"\"", &["\"\" is no program", "either path"]),
+        ("auto as a path", "[runtimes.x]\npath = \"auto\"", &["\"auto\" is no program", "either"]),
+        ("directory", "[runtimes.x]\npath = \"/bin/\"", &["is a directory", "either path"]),
+        (
+            "secret",
+            "[runtimes.x]\npath = \"/x\"\nenv = { TOKEN = 12345 }",
+            &["runtimes.x.env.TOKEN: must be a string"],
+        ),
+        ("control characters", "\"\\u001b[31m\\n\" = 1", &["\\u001b[31m\\n\": unknown key"]),
+        (
+            "Kata's name beside ours",
+            "[runtimes.x]\npath = \"/x\"\nguest_empty_dir = true\n\
+          disable_guest_empty_dir = false",
+            &["is there beside guest_empty_dir"],
+        ),
         ("relative root", "[runtimes.x]\npath = \"/x\"\nroot = \"x\"", &["absolute path"]),
         ("NUL", "[runtimes.x]\npath = \"/x\"\nargs = [\"\\u0000\"]", &["NUL"]),
         (
@@ -106,7 +128,7 @@ fn every_fault_is_named_with_its_line_and_what_to_do() {
         assert_eq!(faults.len(), parts.len(), "{name}: {faults:?}");
         for (fault, part) in faults.iter().zip(parts) {
             assert!(fault.contains(part) && !fault.contains('\n'), "{name}: {fault}");
-            assert!(fault.starts_with("test.toml:") || name == "entry as program", "{fault}");
+            assert!(fault.starts_with("test.toml:"), "{name}: {fault}");
         }
     }
 }
@@ -157,13 +179,15 @@ fn every_key_has_its_effect() {
         criu_path: "/c".into(),
         rootless: Choice::Off,
         deadlines: gvisor.deadlines.clone(),
-        block_rootfs: BlockRootfs::Pass,
-        nydus_rootfs: NydusRootfs::Pass,
-        guest_empty_dir: true,
-        sizing: true,
+        guest: Guest {
+            block_rootfs: BlockRootfs::Pass,
+            nydus_rootfs: NydusRootfs::Pass,
+            empty_dir: true,
+            sizing: true,
+            annotations: [("run.oci.handler".into(), "wasm".into())].into(),
+        },
         inner_pids: true,
         env: [("A".into(), "b c".into())].into(),
-        annotations: [("run.oci.handler".into(), "wasm".into())].into(),
     };
     assert_eq!(gvisor, &expected);
     let seconds = |deadlines: &Deadlines, command| deadlines.of(command).as_secs_f64();
@@ -173,12 +197,12 @@ fn every_key_has_its_effect() {
     assert_eq!(any.candidates, ["a", "/b"]);
     assert_eq!(["create", "kill"].map(|command| seconds(&any.deadlines, command)), [1.5, 3.0]);
     assert_eq!(["create", "kill"].map(|command| seconds(&config.deadlines, command)), [1.5, 20.0]);
-    assert_eq!(config.runtime, DefaultRuntime::Named("gvisor".into()));
-    assert!(!config.allow_annotations);
-    assert_eq!(config.preset_dir, Path::new("/p"));
+    assert_eq!(config.runtime, named("gvisor", "test.toml:2 (default file)"));
+    let shut = "allow_annotations = false in test.toml:3 (default file)";
+    assert_eq!(config.gate, Gate::new(Some(shut), Some("/p".into())));
     assert_eq!(config.fuse_overlayfs, Choice::On);
     let plain = file("runtime = \"crun\"").unwrap();
-    assert_eq!(plain.runtime, DefaultRuntime::Program("crun".into()));
+    assert_eq!(plain.runtime, program("crun", "test.toml:1 (default file)"));
     for automatic in ["", "runtime = \"auto\"", "default_runtime = \"auto\"", "runtime = \"\""] {
         assert_eq!(file(automatic).unwrap(), Config::default(), "{automatic}");
     }
@@ -202,7 +226,7 @@ fn a_table_of_options_is_a_configuration_in_camel_case() {
         Env = { PATH = "/bin", FooBar = "x" }
     "#;
     let config = read(text, Via::ConfigBody).unwrap();
-    assert_eq!(config.runtime, DefaultRuntime::Named("Mine".into()));
+    assert_eq!(config.runtime, named("Mine", "test.toml:4 (create option ConfigBody)"));
     let mine = &config.runtimes["Mine"];
     assert!(mine.no_pivot_root);
     assert_eq!(mine.env.keys().collect::<Vec<_>>(), ["FooBar", "PATH"]);
@@ -230,18 +254,19 @@ fn a_table_of_options_is_a_configuration_in_camel_case() {
 /// The keys of every table with their values; the one runtime of it is called `gvisor`.
 fn settings(text: &str) -> Vec<section::Setting> {
     let source = Rc::new(Source { name: "berth.toml".into(), via: Via::Default });
-    let mut table = document::parse(text.as_bytes(), &source).unwrap();
-    expand_deadlines(&mut table);
-    let mut report = Report::default();
+    let table = document::parse(text.as_bytes(), &source).unwrap();
+    let table = entry::expand(table).unwrap();
+    let mut report = Report { settings: Some(Vec::new()), ..Report::default() };
     Config::read(table, Some(Via::Default), &mut report);
     assert_eq!(report.faults, [""; 0]);
-    report.settings
+    report.settings.unwrap()
 }
 
 #[test]
 fn the_documented_file_names_every_key_with_its_default() {
     let text = include_str!("../../../config/berth.toml");
-    assert_eq!(file(text).unwrap(), Config::default(), "as it stands");
+    let gate = Gate::new(None, Some("/etc/berth/presets".into()));
+    assert_eq!(file(text).unwrap(), Config { gate, ..Config::default() }, "as it stands");
     let example = |line: &str| {
         let body = line.strip_prefix('#').filter(|body| !body.is_empty() && !body.starts_with(' '));
         body.unwrap_or(line).to_owned()
@@ -251,7 +276,7 @@ fn the_documented_file_names_every_key_with_its_default() {
     let documented = settings(&documented.replace("runtime = \"auto\"\n", ""));
     let plain = settings("[runtimes.gvisor]\npath = \"/x\"");
     for key in plain {
-        if ["runtime", "candidates", "disable_guest_empty_dir"].contains(&key.key.as_str()) {
+        if ["runtime", "candidates"].contains(&key.key.as_str()) {
             let line = format!("{} = ", key.key);
             assert!(text.lines().any(|it| it.trim_start_matches("# ").starts_with(&line)));
             continue;
@@ -262,5 +287,41 @@ fn the_documented_file_names_every_key_with_its_default() {
         if key.value.is_some() && key.key != "path" {
             assert_eq!(written.value, key.value, "{}.{}", key.table, key.key);
         }
+    }
+}
+
+/// The event loop does nothing else meanwhile.
+#[test]
+fn hostile_texts_are_refused_in_no_time() {
+    let many = |line: &dyn Fn(usize) -> String| {
+        let lines = (0..).map(line);
+        lines
+            .scan(0, |size, line| {
+                (*size < 1 << 20).then(|| {
+                    *size += line.len();
+                    line
+                })
+            })
+            .collect()
+    };
+    let cases: [(&str, String); 9] = [
+        ("keys", many(&|n| format!("k{n} = 1\n"))),
+        ("tables", many(&|n| format!("[a{n}]\n"))),
+        ("runtimes", many(&|n| format!("[runtimes.r{n}]\n"))),
+        ("syntax", many(&|_| "= \n".into())),
+        ("long key", format!("{} = 1", "k".repeat(1 << 20))),
+        ("long keys", many(&|n| format!("{}{n} = 1\n", "k".repeat(500)))),
+        ("long value", format!("deadline = \"{}\"", "v".repeat(1 << 20))),
+        ("arrays", format!("x = {}", "[".repeat(1 << 20))),
+        ("dotted", format!("{}a = 1", "a.".repeat(1 << 19))),
+    ];
+    for (name, text) in cases {
+        let begin = std::time::Instant::now();
+        let faults = file(&text).expect_err(name);
+        let text = crate::error::Error::Config(faults).to_string();
+        assert!(text.len() < 10_000, "{name}: {} bytes", text.len());
+        // Some hundred times what it takes, for machines that are busy.
+        assert!(begin.elapsed() < Duration::from_secs(20), "{name}: {:?}", begin.elapsed());
+        eprintln!("{name}: {:?}", begin.elapsed());
     }
 }
