@@ -9,18 +9,10 @@ use containerd_shim_protos::api::Mount;
 use protobuf::well_known_types::any::Any;
 use serde_json::json;
 
-use crate::support::{Code, Host, Script, Spec, Stdin, eventually, image, skipped};
-
-/// `runtimeoptions.v1.Options` as CRI and Docker send them: fields 2, a path, and 3, a text.
-fn generic(path: &str, body: &str) -> Any {
-    let field = |number: u8, text: &str| {
-        let length = u8::try_from(text.len()).expect("one byte of length");
-        assert!(length < 128, "one byte of length");
-        [&[number << 3 | 2, length], text.as_bytes()].concat()
-    };
-    let value = [field(2, path), field(3, body)].concat();
-    Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Any::default() }
-}
+use crate::support::{
+    Code, Host, Script, Spec, Stdin, arguments, eventually, generic, image, of_preset, of_runtime,
+    skipped, wrapper,
+};
 
 #[test]
 fn the_runtime_is_the_one_that_the_nearest_source_names() {
@@ -106,35 +98,6 @@ fn a_systemd_cgroup_is_known_by_its_path() {
         assert_eq!(arguments.contains(&"--systemd-cgroup".to_owned()), expected, "{path}");
     }
     shim.stop();
-}
-
-/// A runtime that notes its arguments, NUL-terminated, in `PROGRAM.args` and its variable MARK in
-/// `PROGRAM.mark`, then runs `runtime` without the first `own` arguments.
-fn wrapper(dir: &Path, name: &str, own: u32, runtime: &str) -> String {
-    let path = dir.join(name);
-    let text = format!(
-        "#!/bin/sh\nprintf '%s\\0' \"$@\" >$0.args\necho \"$MARK\" >$0.mark\nshift {own}\n\
-         exec {runtime} \"$@\"\n"
-    );
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
-/// The arguments of the last call of a [`wrapper`].
-fn arguments(wrapper: &str) -> Vec<String> {
-    let text = fs::read_to_string(format!("{wrapper}.args")).unwrap_or_default();
-    text.split_terminator('\0').map(str::to_owned).collect()
-}
-
-/// The annotation that selects a runtime of the table.
-fn of_runtime(spec: Spec, name: &str) -> Spec {
-    spec.set("/annotations/io.containerd.berth.runtime", json!(name))
-}
-
-/// The annotation that selects a preset.
-fn of_preset(spec: Spec, name: &str) -> Spec {
-    spec.set("/annotations/io.containerd.berth.config_path", json!(name))
 }
 
 #[test]

@@ -61,10 +61,20 @@ impl Host {
     }
 
     /// Gives berth a configuration file with `text`.
-    pub fn configured(mut self, text: &str) -> Self {
-        let file = self.dir.join("berth.toml");
-        fs::write(&file, text).unwrap();
-        self.env.push(("BERTH_CONF_FILE".into(), file.to_str().unwrap().into()));
+    pub fn configured(self, text: &str) -> Self {
+        self.configure(text);
+        let file = self.dir.join("berth.toml").to_str().unwrap().to_owned();
+        self.with_env("BERTH_CONF_FILE", &file)
+    }
+
+    /// Puts `text` into the configuration file, as an administrator does while shims run.
+    pub fn configure(&self, text: &str) {
+        fs::write(self.dir.join("berth.toml"), text).unwrap();
+    }
+
+    /// Sets a variable in the environment of its shims.
+    pub fn with_env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
         self
     }
 
