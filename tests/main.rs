@@ -16,6 +16,7 @@ mod delete;
 mod events;
 mod exec;
 mod io;
+mod options;
 mod pods;
 mod races;
 mod rootfs;
