@@ -3,8 +3,10 @@
 
 use std::fs;
 
-use super::{create, entry, log_until, tried};
-use crate::support::{Code, Host, Spec, arguments, of_preset, skipped, wrapper};
+use super::{create, entry, found, log_until, tried};
+use crate::support::{
+    Code, Host, Spec, arguments, generic, of_preset, of_runtime, skipped, wrapper,
+};
 
 #[test]
 fn the_runtime_auto_is_the_first_of_four_that_is_there() {
@@ -85,4 +87,83 @@ fn a_failed_first_create_does_not_decide_for_the_pod() {
         assert_eq!(shim.reap(id, ""), 3, "{id}");
         shim.stop();
     }
+}
+
+#[test]
+fn switched_off_annotations_are_refused_in_every_container_of_a_pod() {
+    if skipped("annotations") {
+        return;
+    }
+    let host = Host::scripted();
+    let text = format!(
+        "allow_annotations = false\ndefault_runtime = \"x\"\n{}{}",
+        entry(&host, "x", ""),
+        entry(&host, "y", "")
+    );
+    let host = host.configured(&text);
+    let spec = || Spec::idle().of_pod("first");
+    let shim = host.start("first", spec());
+    create(&shim, "first", None).unwrap();
+    for (id, spec, refused) in [
+        ("preset", of_preset(spec(), "p"), true),
+        ("runtime", of_runtime(spec(), "y"), true),
+        ("neither", spec(), false),
+    ] {
+        host.prepare(id, spec);
+        let calls = host.script().calls().len();
+        let created = create(&shim, id, None);
+        assert_eq!(created.is_err(), refused, "{id}: {created:?}");
+        let Err(refusal) = created else { continue };
+        assert_eq!(refusal.code, Code::PERMISSION_DENIED, "{id}: {refusal:?}");
+        assert!(refusal.message.contains("allow_annotations = false"), "{id}: {refusal:?}");
+        assert_eq!(host.script().calls().len(), calls, "{id}");
+        shim.log().wait_for("pod \\\"first\\\": annotation io.containerd.berth.");
+    }
+    for id in ["neither", "first"] {
+        shim.remove(id);
+    }
+    shim.stop();
+}
+
+#[test]
+fn a_table_of_runc_s_names_alone_is_applied_on_top_of_the_host_s_file() {
+    if skipped("tables of options") {
+        return;
+    }
+    let host = Host::scripted();
+    let script = host.runtime();
+    let programs = ["one", "two", "three"].map(|name| wrapper(host.dir(), name, 0, &script));
+    let [one, two, three] = &programs;
+    let host = host.configured(&format!(
+        "default_runtime = \"one\"\n[runtimes.one]\npath = {one:?}\n\
+         [runtimes.two]\npath = {two:?}\nno_new_keyring = true\n"
+    ));
+    host.script().set("create", "fail on purpose");
+    host.script().set("delete", "nopid");
+    let own = format!("DefaultRuntime = \"x\"\n[runtimes.x]\npath = {three:?}\n");
+    let both = ["--no-pivot", "--no-new-keyring"];
+    let shim = host.start("c", Spec::idle());
+    for (case, body, program, expected) in [
+        ("a runtime's name", "SystemdCgroup = false\nBinaryName = 'two'", two, &both[1..]),
+        ("a value", "NoPivotRoot = true", one, &both[..1]),
+        ("name and value", "NoPivotRoot = true\nBinaryName = 'two'", two, &both),
+        ("containerd's own keys", "TypeUrl = 'x'\nConfigPath = ''", one, &[]),
+        ("a key of berth's", &own, three, &[]),
+        ("both kinds", &format!("NoPivotRoot = true\n{own}"), three, &both[..1]),
+    ] {
+        for program in &programs {
+            drop(fs::remove_file(format!("{program}.args")));
+        }
+        let arguments_of_create = tried(&host, &shim, "c", Some(generic("", body)), case);
+        for other in &programs {
+            assert_eq!(!arguments(other).is_empty(), other == program, "{case}: {other}");
+        }
+        assert_eq!(found(&arguments_of_create, &both), *expected, "{case}");
+    }
+    // The host's table counts no more where a key of berth's own is.
+    let body = "BinaryName = 'two'\nAllowAnnotations = true";
+    let refusal = create(&shim, "c", Some(generic("", body))).unwrap_err();
+    assert_eq!(refusal.code, Code::FAILED_PRECONDITION, "{refusal:?}");
+    assert!(refusal.message.contains("\"two\""), "{refusal:?}");
+    shim.stop();
 }
