@@ -8,7 +8,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -253,9 +253,7 @@ impl Leftover {
             log::warn!("{error}");
         }
         let Some(state) = &self.state else { return };
-        // The id is one path component; the root is a directory of one namespace.
-        let state_dir: PathBuf = state.runtime.root.join(self.id.as_str());
-        remove_dir(&state_dir);
+        remove_runtime_state(&state.runtime.root, &self.id);
         let _ = fs::remove_file(self.bundle.dir().join("log-delete.json")); // most often not there
     }
 }
@@ -275,6 +273,19 @@ fn remove_cgroup(cgroup: &Cgroup, until: Instant) -> Result<()> {
                     source: io::Error::from_raw_os_error(libc::EBUSY),
                 });
             }
+        }
+    }
+}
+
+/// Removes what a runtime keeps of a container in `root`, a directory of one namespace: a directory
+/// of the container's name, or, as runsc has it, files `ID_sandbox:SANDBOX.state` and `.lock`. No id
+/// has a colon, so these are no other container's.
+fn remove_runtime_state(root: &Path, id: &ContainerId) {
+    remove_dir(&root.join(id.as_str()));
+    let files = format!("{}_sandbox:", id.as_str());
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(files.as_bytes()) {
+            let _ = fs::remove_file(entry.path()); // the runtime may do so at the same time
         }
     }
 }

@@ -222,8 +222,14 @@ fn a_hanging_runtime_does_not_stop_delete() {
         for command in commands {
             host.script().set(command, "hang");
         }
+        // The files of a runtime that keeps no directory for a container, and of a stranger.
+        let files = ["c_sandbox:pod.state", "pod_sandbox:pod.lock", "cc_sandbox:cc.state"];
+        let files = files.map(|name| host.root().join("tests").join(name));
+        files.iter().for_each(|file| fs::write(file, "").unwrap());
         shim.crash();
         delete(&host, "pod", pod);
+        assert_eq!(files.each_ref().map(|file| file.exists()), [false, false, true]);
+        fs::remove_file(&files[2]).unwrap();
         assert_clean(&host);
     }
 }
