@@ -33,6 +33,9 @@ environment
   SCHED_CORE       not empty: the shim and its containers share a core scheduling cookie
 ";
 
+/// The command that berth itself runs for a pod without a pause container; no user's business.
+pub(crate) const HOLDER: &str = "hold-sandbox";
+
 /// One run of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
@@ -42,6 +45,8 @@ pub(crate) enum Command {
     Delete(Flags),
     /// The long life; `start` runs it with a listening socket as descriptor 3.
     Daemon(Flags),
+    /// [`HOLDER`]: be the process that has a pod's namespaces.
+    Holder,
     /// `-info`: name, version and the OCI runtime's features.
     Info,
     /// `-v`, `-version`
@@ -132,6 +137,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command>
         Some(b"start") => Ok(Command::Start(flags)),
         Some(b"delete") => Ok(Command::Delete(flags)),
         Some(b"config") => config(args),
+        Some(name) if name == HOLDER.as_bytes() => Ok(Command::Holder),
         Some(other) => {
             let other = String::from_utf8_lossy(other);
             Err(invalid(format!("unknown command {other:?}; see -help")))
@@ -257,6 +263,7 @@ mod tests {
             ("last one wins", "-id y -namespace ns -id x start", Command::Start(flags())),
             ("words after the command", "-namespace ns -id x start -id y", Command::Start(flags())),
             ("end of flags", "-namespace ns -id x -- start", Command::Start(flags())),
+            ("holder", "hold-sandbox pod", Command::Holder),
             ("info", "-info", Command::Info),
             ("v", "-v", Command::Version),
             ("version", "--version", Command::Version),

@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use protobuf::{Message, MessageField};
 
-use crate::bundle::{self, Bundle, State};
+use crate::bundle::{self, Bundle, PodState, State};
 use crate::cgroup::{Cgroup, Hierarchies, Removal};
 use crate::cli::Flags;
 use crate::error::{Error, Result};
@@ -27,7 +27,7 @@ use crate::runtime::args;
 use crate::sys::child::{self, kill_group, reap, spawn, start_time};
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 use crate::wire;
-use crate::{socket, start};
+use crate::{sandbox, socket, start};
 
 /// How long all runtime commands together may take; containerd gives `delete` 5 s. runsc looks again
 /// whether its sandbox has ended after 0.5 s and after 1.5 s.
@@ -60,11 +60,16 @@ pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>> {
     let mut pid = None;
     if let Some(bundle) = dir.to_str().and_then(|dir| Bundle::open(dir).ok()) {
         let own = Leftover { id, state: bundle.state(), bundle };
-        pid = own.init_pid();
-        if own.state.is_none() {
-            remove_unused_socket(&own, flags);
+        if let Some(pod) = own.bundle.pod_state() {
+            pid = pod.holder.and_then(|(pid, _)| Pid::new(pid));
+            remove_sandbox(&own, &pod);
+        } else {
+            pid = own.init_pid();
+            if own.state.is_none() {
+                remove_unused_socket(&own, flags);
+            }
+            remove(group(own));
         }
-        remove(group(own));
     }
     let mut response = DeleteResponse::new();
     response.pid = pid.map_or(0, Pid::wire);
@@ -78,7 +83,9 @@ fn group(own: Leftover) -> Vec<Leftover> {
     let mut all = Vec::new();
     if let Some(state) = &own.state {
         if !socket::is_alive(&state.socket, own.id.as_str()) {
-            all = siblings(&own, &state.group);
+            let beside = own.bundle.dir().parent();
+            all = beside.map_or(Vec::new(), |dir| members(dir, &state.group));
+            all.retain(|other| other.id != own.id);
             socket::remove_dead(&state.socket);
         }
     }
@@ -98,21 +105,38 @@ fn remove_unused_socket(own: &Leftover, flags: &Flags) {
     }
 }
 
-/// The other bundles of the namespace that say they are of this group.
-fn siblings(own: &Leftover, group: &str) -> Vec<Leftover> {
-    let Some(entries) = own.bundle.dir().parent().and_then(|dir| fs::read_dir(dir).ok()) else {
-        return Vec::new();
-    };
+/// The bundles in `dir` of containers that say they are of this group.
+fn members(dir: &Path, group: &str) -> Vec<Leftover> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     entries
         .flatten()
         .filter_map(|entry| {
             let id = ContainerId::new(entry.file_name().to_str()?).ok()?;
             let bundle = Bundle::open(entry.path().to_str()?).ok()?;
             let state = bundle.state()?;
-            let related = id != own.id && state.group == group;
-            related.then_some(Leftover { id, bundle, state: Some(state) })
+            (state.group == group).then_some(Leftover { id, bundle, state: Some(state) })
         })
         .collect()
+}
+
+/// Removes a sandbox that is no container, after all containers of its pod: those are elsewhere,
+/// and containerd runs `delete` for none of them.
+fn remove_sandbox(own: &Leftover, pod: &PodState) {
+    if !socket::is_alive(&pod.socket, own.id.as_str()) {
+        remove(pod.bundles.iter().flat_map(|dir| members(dir, &pod.group)).collect());
+        socket::remove_dead(&pod.socket);
+    }
+    let until = Instant::now() + PROCESSES;
+    if let Some(holder) = pod.holder.and_then(saved_process) {
+        let _ = pidfd_send_signal(holder.as_fd(), libc::SIGKILL); // it may have ended
+        ended(&holder, until);
+    }
+    let removed = pod.cgroup.as_ref().map_or(Ok(()), |cgroup| remove_cgroup(cgroup, until));
+    for failure in
+        [removed, sandbox::remove_files(own.bundle.dir())].into_iter().filter_map(Result::err)
+    {
+        log::warn!("sandbox {:?}: {failure}", own.id.as_str());
+    }
 }
 
 /// Removes all of them at once, so that many take no longer than one.

@@ -14,7 +14,10 @@
 //! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
 //!               handover.rs: what is left to the runtime; create.rs, exec.rs, exit.rs: its beginnings and ends; oom.rs: tells of OOM kills;
 //!               process.rs: id, pid, stdio, state; state.rs: the lifecycle as one pure table
-//! sandbox/      kind.rs: sandbox, pod container or single; sizing.rs: CPUs and memory; both pure
+//! sandbox/      kind.rs: sandbox, pod container or single; sizing.rs: CPUs and memory; pod.rs: how a
+//!               pod was asked for; all pure. A sandbox that is no container: held.rs: its life;
+//!               spawn.rs, holder.rs: both sides of the process that holds its namespaces; files.rs:
+//!               what its containers share
 //! runtime/      mod.rs: `Runtime`, one method per OCI command; table.rs: discovery; args.rs: argv,
 //!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`
 //! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
@@ -40,7 +43,7 @@
 //! sys/          the only `unsafe`: one file per kind of system call; no policy, no logging
 //! ```
 //!
-//! Calls go down: `main > cli > start|delete|info|daemon > service > container > runtime|rootfs|io|
+//! Calls go down: `main > cli > start|delete|info|daemon > service > container > sandbox|runtime|rootfs|io|
 //! cgroup|events > reaper > rpc|bundle|config|socket|rootless|wire|ids|error > sys`. `container` alone
 //! combines its siblings.
 //!
@@ -51,6 +54,8 @@
 //! Create  decode -> reserve id -> state file -> rootfs -> streams or console socket
 //!         -> reaper.watch() -> runtime.create -> watch.claim(pid) -> Created -> /tasks/create
 //! Start   turn -> runtime.start -> Running -> /tasks/start -> end of turn
+//! StartSandbox files -> state file -> cgroup -> a holder makes the namespaces -> watch.claim(pid)
+//!         -> its cgroup -> it gives up its rights -> Ready; its exit is the sandbox's
 //! exit    SIGCHLD -> reaper -> dead -> turn (2 s at most) -> exec processes ended -> /tasks/oom if one was due
 //!         -> Stopped, every Wait, /tasks/exit
 //! Delete  drain streams (10 s) -> runtime.delete -> unmount -> /tasks/delete -> forget
@@ -121,6 +126,7 @@ pub fn run(
             // Once it serves, its stderr is /dev/null: the log is where the reason is seen.
             return Ok(daemon::run(flags).inspect_err(|error| ::log::error!("{error}"))?);
         }
+        Command::Holder => return Ok(sandbox::holder::run()?),
         Command::Delete(flags) => delete::run(&flags)?,
         Command::Info => info::run()?,
         Command::Version => info::version().into_bytes(),

@@ -1,7 +1,11 @@
 //! A bundle: every file that berth reads or writes in one.
 
+mod pod;
+mod shared;
 mod spec;
 
+pub(crate) use pod::PodState;
+pub(crate) use shared::SharedMount;
 pub(crate) use spec::{RESERVED, Spec};
 
 use std::collections::BTreeMap;
@@ -22,6 +26,9 @@ use crate::runtime::Runtime;
 const STATE: &str = "berth.json";
 /// The version of [`State`] that this build writes. A reader takes what it knows of any version.
 const STATE_VERSION: u32 = 1;
+
+/// The fields of config.json, as they are written.
+type Config = BTreeMap<String, Box<RawValue>>;
 
 /// A directory with `config.json`, made and removed by containerd ([OCI bundle]).
 ///
@@ -119,20 +126,26 @@ impl Bundle {
     /// # Errors
     /// As [`spec`](Self::spec); the old file is then still there.
     pub(crate) fn annotate(&self, added: &BTreeMap<String, String>) -> Result<()> {
+        self.rewrite(|config| {
+            let mut annotations: BTreeMap<String, String> = match config.get("annotations") {
+                Some(old) => serde_json::from_str::<Option<_>>(old.get())?,
+                None => None,
+            }
+            .unwrap_or_default();
+            annotations.retain(|name, _| !spec::is_reserved(name));
+            annotations.extend(added.clone());
+            config.insert("annotations".into(), serde_json::value::to_raw_value(&annotations)?);
+            Ok(())
+        })
+    }
+
+    /// Changes config.json; values that `change` leaves alone stay as they are written.
+    fn rewrite(&self, change: impl FnOnce(&mut Config) -> serde_json::Result<()>) -> Result<()> {
         let path = self.dir.join("config.json");
         let invalid = |error| Error::Invalid(format!("{}: {error}", path.display()));
         let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let mut spec: BTreeMap<String, Box<RawValue>> =
-            serde_json::from_str(&text).map_err(invalid)?;
-        let mut annotations: BTreeMap<String, String> = match spec.get("annotations") {
-            Some(old) => serde_json::from_str::<Option<_>>(old.get()).map_err(invalid)?,
-            None => None,
-        }
-        .unwrap_or_default();
-        annotations.retain(|name, _| !spec::is_reserved(name));
-        annotations.extend(added.clone());
-        let annotations = serde_json::value::to_raw_value(&annotations).map_err(invalid)?;
-        spec.insert("annotations".into(), annotations);
+        let mut spec: Config = serde_json::from_str(&text).map_err(invalid)?;
+        change(&mut spec).map_err(invalid)?;
         let new = self.dir.join(".config.json.new");
         let _new = Scratch::write(new.clone(), &serde_json::to_vec(&spec).map_err(invalid)?)?;
         fs::metadata(&path)
@@ -146,6 +159,10 @@ impl Bundle {
     /// # Errors
     /// [`Error::Io`]; the old state is then still there.
     pub(crate) fn save(&self, state: &State) -> Result<()> {
+        self.replace_state(state)
+    }
+
+    fn replace_state(&self, state: &impl Serialize) -> Result<()> {
         let path = self.dir.join(STATE);
         let new = self.dir.join(".berth.json.new");
         let text = serde_json::to_vec(state).map_err(|error| Error::Io {
@@ -160,6 +177,10 @@ impl Bundle {
     /// The state file, or `None` if there is none or it makes no sense: a daemon that was killed
     /// may not have got so far.
     pub(crate) fn state(&self) -> Option<State> {
+        self.read_state()
+    }
+
+    fn read_state<T: for<'de> Deserialize<'de>>(&self) -> Option<T> {
         let text = fs::read(self.dir.join(STATE)).ok()?;
         serde_json::from_slice(&text).ok()
     }

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::cgroup::slice_path;
 use crate::config::{CONFIG_ANNOTATION, RUNTIME_ANNOTATION};
 use crate::ids::ContainerId;
 use crate::sandbox::sizing::Limits;
@@ -146,24 +147,6 @@ impl Spec {
         let own = name == id.as_str() && !slice.contains('/') && !prefix.contains('/');
         own.then(|| slice_path(slice).join(unit))
     }
-}
-
-/// The directory of a systemd slice: `a-b.slice` lies in `a.slice` ([systemd.slice]).
-///
-/// [systemd.slice]: https://www.freedesktop.org/software/systemd/man/latest/systemd.slice.html
-fn slice_path(slice: &str) -> PathBuf {
-    let name = match slice {
-        "" => "system",
-        slice => slice.strip_suffix(".slice").unwrap_or(slice),
-    };
-    let mut path = PathBuf::from("/");
-    if name == "-" {
-        return path; // the root slice
-    }
-    for (end, _) in name.match_indices('-').chain([(name.len(), "")]) {
-        path.push(format!("{}.slice", &name[..end]));
-    }
-    path
 }
 
 #[cfg(test)]

@@ -119,6 +119,18 @@ impl Hierarchies {
         (!cgroup.v1.is_empty() || cgroup.v2.is_some()).then_some(cgroup)
     }
 
+    /// Where each hierarchy in which cgroups are made is mounted, with its controllers: `None` for
+    /// v2, which counts only on a host without v1.
+    pub(super) fn roots(&self) -> impl Iterator<Item = (Option<&str>, &Path)> {
+        let hybrid = self.mounts.iter().any(|mount| mount.options.is_some());
+        let counts = move |mount: &Mount| mount.options.is_some() == hybrid;
+        self.mounts.iter().enumerate().filter_map(move |(index, mount)| {
+            let again = self.mounts[..index].iter().any(|other| other.options == mount.options);
+            let found = (mount.options.as_deref(), mount.target.as_path());
+            (counts(mount) && !again).then_some(found)
+        })
+    }
+
     /// Puts a process into the existing cgroup `path`, as seen from the root of the hierarchies:
     /// the runc option `shim_cgroup`. On v1 that is every hierarchy that has such a cgroup.
     ///
@@ -219,7 +231,7 @@ fn memberships(text: &str) -> impl Iterator<Item = Membership<'_>> {
 }
 
 /// `path` without a leading slash, and with `.` and `..` resolved as if it stood at the root.
-fn clean(path: &str) -> PathBuf {
+pub(super) fn clean(path: &str) -> PathBuf {
     let mut clean = PathBuf::new();
     for part in Path::new(path).components() {
         match part {

@@ -6,6 +6,7 @@
 mod file;
 mod hierarchy;
 mod kill;
+mod make;
 mod oom;
 pub(crate) mod stats;
 mod tree;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::hierarchy::Hierarchies;
+pub(crate) use self::make::slice_path;
 pub(crate) use self::oom::OomWatch;
 pub(crate) use self::tree::Removal;
 use crate::error::{Error, Result};

@@ -17,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, Request};
 use crate::container::handover::Handover;
 use crate::container::oom::Oom;
+use crate::container::pod::Admission;
 use crate::container::{Container, Containers, Process, Slot};
 use crate::error::{Error, Result};
 use crate::events::Event;
@@ -123,6 +124,9 @@ impl Containers {
         if !handover.annotations.is_empty() || spec.has_reserved_annotation() {
             bundle.annotate(&handover.annotations)?;
         }
+        if let Some(sandbox) = self.held() {
+            sandbox.equip(&bundle)?;
+        }
         let limit = runtime.deadlines.of("mount");
         let helper = async |program: &Path, args: &[OsString]| {
             runtime::help(&self.reaper, program, args, bundle.dir(), limit).await
@@ -195,12 +199,14 @@ impl Containers {
     /// that comes before its containers.
     fn reserve(&self, id: &ContainerId, kind: &Kind) -> Result<Reservation<'_>> {
         self.takes_new()?;
+        let admission = self.admits(kind)?;
         let mut map = self.map.borrow_mut();
         if map.contains_key(id) {
             return Err(Error::Exists { what: "container", id: id.to_string() });
         }
         match kind {
             Kind::Single => {}
+            _ if matches!(admission, Admission::Granted) => {}
             Kind::Sandbox => {
                 let first = map.iter().find(|(_, slot)| *slot.kind() == Kind::Sandbox);
                 if let Some((first, _)) = first {

@@ -7,6 +7,7 @@ mod exec;
 mod exit;
 mod handover;
 mod oom;
+mod pod;
 mod process;
 mod state;
 
@@ -27,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::ids::{ContainerId, Namespace};
 use crate::reaper::Reaper;
+use crate::sandbox::Sandbox;
 use crate::sandbox::kind::Kind;
 
 /// What all containers of one daemon share.
@@ -42,6 +44,8 @@ pub(crate) struct Containers {
     /// The daemon's journal.
     pub(crate) events: Events,
     map: RefCell<BTreeMap<ContainerId, Slot>>,
+    /// The pod's, if it is no container.
+    sandbox: RefCell<Option<Rc<Sandbox>>>,
     /// That of the first container, for all that come after it.
     config: RefCell<Option<Rc<Config>>>,
     /// Shutdown was asked for while all that there was were creations under way.
@@ -85,11 +89,18 @@ impl Containers {
             reaper,
             events,
             map: RefCell::default(),
+            sandbox: RefCell::default(),
             config: RefCell::default(),
             asked_to_close: Cell::default(),
             closing: Cell::default(),
             closed: Notify::new(),
         }
+    }
+
+    /// The id of the pod's sandbox, if it is a container.
+    fn sandbox_container(&self) -> Option<ContainerId> {
+        let map = self.map.borrow();
+        map.iter().find(|(_, slot)| *slot.kind() == Kind::Sandbox).map(|(id, _)| id.clone())
     }
 
     /// The container named `id`.
@@ -104,16 +115,17 @@ impl Containers {
         }
     }
 
-    /// Ends the daemon if it has no container, or when the creations that are under way have all
+    /// Ends the daemon if it has no container and no sandbox, or when the creations that are under way have all
     /// failed; otherwise nothing changes.
-    pub(crate) fn shut_down_if_empty(&self) {
+    fn shut_down_if_empty(&self) {
         let ready = |slot: &Slot| matches!(slot, Slot::Ready(_));
         self.asked_to_close.set(!self.map.borrow().values().any(ready));
         self.close_if_asked();
     }
 
     fn close_if_asked(&self) {
-        if self.asked_to_close.get() && self.map.borrow().is_empty() {
+        let empty = self.map.borrow().is_empty() && self.sandbox.borrow().is_none();
+        if self.asked_to_close.get() && empty {
             self.close();
         }
     }
@@ -142,6 +154,9 @@ impl Containers {
     /// One line for each process, for a person who looks for a stuck one.
     pub(crate) fn describe(&self) -> Vec<String> {
         let mut lines = Vec::new();
+        lines.extend(
+            self.held().map(|sandbox| format!("sandbox {}: {:?}", sandbox.id, sandbox.stage())),
+        );
         for (id, slot) in self.map.borrow().iter() {
             match slot {
                 Slot::Reserved(_) => lines.push(format!("container {id}: being created")),

@@ -1,9 +1,11 @@
 //! The ttrpc services: decode, call, encode.
 
+mod sandbox;
 mod task;
 
 use std::rc::Rc;
 
+use protobuf::Message;
 use tokio::time::Instant;
 use ttrpc::proto::Request;
 
@@ -30,8 +32,25 @@ impl Handler for Services {
             "containerd.task.v2.Task" | "containerd.task.v3.Task" => {
                 task::call(&self.containers, &request.method, &request.payload, deadline).await
             }
+            "containerd.runtime.sandbox.v1.Sandbox" => {
+                sandbox::call(&self.containers, &request.method, &request.payload, deadline).await
+            }
             // containerd falls back to an older service on this status and no other.
             service => Err(Error::Unimplemented(format!("service {service}"))),
         }
     }
+}
+
+fn decode<M: Message>(payload: &[u8]) -> Result<M> {
+    M::parse_from_bytes(payload)
+        .map_err(|error| Error::Invalid(format!("request is not a valid message: {error}")))
+}
+
+fn encode(message: impl Message) -> Result<Vec<u8>> {
+    message.write_to_bytes().map_err(|error| Error::Sys { action: "encode", source: error.into() })
+}
+
+/// `google.protobuf.Empty`, which has no bytes.
+fn empty() -> Result<Vec<u8>> {
+    Ok(Vec::new())
 }

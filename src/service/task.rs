@@ -5,8 +5,8 @@
 use std::rc::Rc;
 
 use containerd_shim_protos::api;
+use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
-use protobuf::{Message, MessageField};
 use tokio::time::{Instant, timeout_at};
 
 use crate::cgroup::stats;
@@ -14,6 +14,7 @@ use crate::container::{Containers, Creation, Process};
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, ExecId, Pid};
 use crate::io::StdioSpec;
+use crate::service::{decode, empty, encode};
 use crate::wire::{self, options};
 
 /// Answers one method.
@@ -68,26 +69,12 @@ pub(super) async fn call(
         "Stats" => encode(task_stats(containers, &decode(payload)?)?),
         "Connect" => encode(connect(containers, &decode(payload)?)?),
         "Shutdown" => {
-            let _: api::ShutdownRequest = decode(payload)?;
-            containers.shut_down_if_empty();
+            let request: api::ShutdownRequest = decode(payload)?;
+            containers.shut_down(&request.id).await;
             empty()
         }
         method => Err(Error::Unimplemented(format!("method {method} of the task service"))),
     }
-}
-
-fn decode<M: Message>(payload: &[u8]) -> Result<M> {
-    M::parse_from_bytes(payload)
-        .map_err(|error| Error::Invalid(format!("request is not a valid message: {error}")))
-}
-
-fn encode(message: impl Message) -> Result<Vec<u8>> {
-    message.write_to_bytes().map_err(|error| Error::Sys { action: "encode", source: error.into() })
-}
-
-/// `google.protobuf.Empty`, which has no bytes.
-fn empty() -> Result<Vec<u8>> {
-    Ok(Vec::new())
 }
 
 fn state(containers: &Containers, request: api::StateRequest) -> Result<api::StateResponse> {

@@ -2,6 +2,7 @@
 //! The only module with `unsafe`; each use carries its proof.
 
 pub(crate) mod child;
+pub(crate) mod holder;
 pub(crate) mod loop_device;
 pub(crate) mod mount;
 pub(crate) mod pidfd;

@@ -116,6 +116,30 @@ pub(crate) fn map_owners(
     check(done).map(drop)
 }
 
+/// Makes a detached mount read-only, whatever its file system is: mount_setattr(2), Linux 5.12.
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    let (path, size) = (c"".as_ptr(), size_of::<libc::mount_attr>());
+    // SAFETY: `path` is a C string; `attributes` is a live struct of `size` bytes, which the
+    // kernel reads; the descriptor is open for the whole call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            path,
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size,
+        )
+    };
+    check(done).map(drop)
+}
+
 /// Mounts a detached `tree` on `target`: move_mount(2), Linux 5.2.
 pub(crate) fn attach(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     let (empty, target): (&CStr, _) = (c"", c_string(target)?);

@@ -4,6 +4,8 @@ pub(crate) mod bootstrap;
 pub(crate) mod event;
 pub(crate) mod mount;
 pub(crate) mod options;
+pub(crate) mod pod;
+pub(crate) mod sandbox;
 pub(crate) mod task;
 
 use std::time::{SystemTime, UNIX_EPOCH};

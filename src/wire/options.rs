@@ -144,7 +144,7 @@ fn set(
 
 /// A field's value as it stands on the wire; one of another wire type reads as empty, as it does
 /// in every protobuf library.
-enum Value {
+pub(super) enum Value {
     Number(u64),
     Bytes(Vec<u8>),
 }
@@ -154,7 +154,7 @@ impl Value {
         matches!(self, Self::Number(number) if *number != 0)
     }
 
-    fn number(&self) -> u32 {
+    pub(super) fn number(&self) -> u32 {
         match self {
             // Protobuf keeps the low 32 bits of a number that is too long.
             Self::Number(number) => (*number & u64::from(u32::MAX)) as u32,
@@ -162,20 +162,20 @@ impl Value {
         }
     }
 
-    fn bytes(self) -> Vec<u8> {
+    pub(super) fn bytes(self) -> Vec<u8> {
         match self {
             Self::Number(_) => Vec::new(),
             Self::Bytes(bytes) => bytes,
         }
     }
 
-    fn text(self) -> protobuf::Result<String> {
+    pub(super) fn text(self) -> protobuf::Result<String> {
         String::from_utf8(self.bytes()).map_err(|e| std::io::Error::other(e.utf8_error()).into())
     }
 }
 
 /// Hands every field of a message to `field`, in wire order; deprecated groups are an error.
-fn read(
+pub(super) fn read(
     message: &[u8],
     mut field: impl FnMut(u32, Value) -> protobuf::Result<()>,
 ) -> protobuf::Result<()> {
