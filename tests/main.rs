@@ -21,5 +21,6 @@ mod pods;
 mod races;
 mod rootfs;
 mod rootless;
+mod sandbox;
 mod start;
 mod task;

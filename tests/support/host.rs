@@ -103,8 +103,12 @@ impl Host {
         self.dir.join("root")
     }
 
-    /// The directory of container `id`.
+    /// The directory of container `id`, or of a sandbox that is none.
     pub fn bundle(&self, id: &str) -> PathBuf {
+        let sandbox = self.dir.join("sandbox/tests").join(id);
+        if sandbox.exists() {
+            return sandbox;
+        }
         self.dir.join("task/tests").join(id)
     }
 
@@ -113,6 +117,11 @@ impl Host {
         let bundle = self.bundle(id);
         fs::create_dir_all(bundle.join("rootfs")).unwrap();
         spec.write(&bundle, &self.tag, id);
+    }
+
+    /// Makes the bundle of sandbox `id` as containerd does: apart from containers', without a spec.
+    pub fn prepare_sandbox(&self, id: &str) {
+        fs::create_dir_all(self.dir.join("sandbox/tests").join(id).join("rootfs")).unwrap();
     }
 
     /// Files in the bundle of container `id` but for the `log` FIFO, sorted.

@@ -1,0 +1,297 @@
+//! The sandbox service: pods without a pause container.
+
+mod pod;
+mod shared;
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use containerd_shim_protos::sandbox_api::*;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use self::pod::{CONTAINER, Config, Network, PLAIN, POD, Pod, call, clear_parents, encode, text};
+use crate::support::{Code, Host, eventually, mkfifo, skipped, timed};
+
+#[test]
+fn a_sandbox_lives_from_create_to_shutdown() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::new();
+    let network = Network::new(&host);
+    let pod = Pod::new(&host);
+    pod.create("pod", &PLAIN, network.0.to_str().unwrap()).unwrap();
+    assert_eq!((pod.status().state.as_str(), pod.status().pid), ("SANDBOX_NOTREADY", 0));
+    pod.ping().unwrap();
+    let request = PlatformRequest { sandbox_id: "pod".into(), ..Default::default() };
+    let platform = call::<PlatformResponse>(&pod.shim, "Platform", &request).unwrap().platform;
+    let expected = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    assert_eq!((platform.os.as_str(), platform.architecture.as_str()), ("linux", expected));
+    let waiting = pod.wait();
+
+    let pid = pod.start().unwrap();
+    assert_eq!(pod.start().unwrap_err().code, Code::ALREADY_EXISTS);
+    pod.ping().unwrap();
+    let status = pod.status();
+    assert_eq!(status.state, "SANDBOX_READY");
+    assert_eq!((status.sandbox_id.as_str(), i32::try_from(status.pid).unwrap()), ("pod", pid));
+    assert!(status.created_at.seconds > 1_700_000_000 && status.exited_at.is_none(), "{status:?}");
+    let info: serde_json::Value = serde_json::from_str(&status.info["info"]).unwrap();
+    assert_eq!(
+        (info["pid"].as_i64(), info["processStatus"].as_str()),
+        (Some(pid.into()), Some("running"))
+    );
+    let request = SandboxMetricsRequest { sandbox_id: "pod".into(), ..Default::default() };
+    let metrics: SandboxMetricsResponse = call(&pod.shim, "SandboxMetrics", &request).unwrap();
+    assert_eq!(metrics.metrics.id, "pod");
+    assert!(metrics.metrics.data.type_url.starts_with("io.containerd.cgroups.v"), "{metrics:?}");
+    assert!(!metrics.metrics.data.value.is_empty() && metrics.metrics.timestamp.seconds > 0);
+
+    pod.shim.shutdown("container").unwrap();
+    assert!(!waiting.is_finished() && pod.status().state == "SANDBOX_READY");
+    pod.stop().unwrap();
+    let exit = waiting.join().unwrap().unwrap();
+    assert_eq!(exit.exit_status, 137);
+    assert!(exit.exited_at.seconds > 1_700_000_000, "{exit:?}");
+    assert_eq!(pod.wait().join().unwrap().unwrap(), exit);
+    let status = pod.status();
+    assert_eq!((status.state.as_str(), &status.exited_at), ("SANDBOX_NOTREADY", &exit.exited_at));
+    assert!(host.mounts().iter().all(|path| *path == network.0), "{:?}", host.mounts());
+    pod.stop().unwrap();
+    assert_eq!(pod.ping().unwrap_err().code, Code::FAILED_PRECONDITION);
+    assert_eq!(pod.start().unwrap_err().code, Code::FAILED_PRECONDITION);
+    pod.shim.shutdown("container").unwrap();
+    assert_eq!(pod.status().state, "SANDBOX_NOTREADY");
+    pod.shutdown();
+}
+
+#[test]
+fn what_is_unknown_or_out_of_order_is_refused() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::new();
+    let pod = Pod::new(&host);
+    let named = text(1, "pod");
+    for method in [
+        "StartSandbox",
+        "Platform",
+        "StopSandbox",
+        "WaitSandbox",
+        "SandboxStatus",
+        "PingSandbox",
+        "SandboxMetrics",
+    ] {
+        let payload = encode(std::slice::from_ref(&named));
+        let service = "containerd.runtime.sandbox.v1.Sandbox";
+        let refusal = pod.shim.raw(service, method, payload).unwrap_err();
+        assert_eq!(refusal.code, Code::NOT_FOUND, "{method}: {refusal:?}");
+    }
+    let sysctls = |name| Config { sysctls: vec![(name, "1")], ..PLAIN };
+    let refusal = pod.create("pod", &sysctls("vm.swappiness"), "").unwrap_err();
+    assert_eq!(refusal.code, Code::INVALID_ARGUMENT, "{refusal:?}");
+    let refusal = pod.create("../pod", &PLAIN, "").unwrap_err();
+    assert_eq!(refusal.code, Code::INVALID_ARGUMENT, "{refusal:?}");
+    pod.create("pod", &PLAIN, "").unwrap();
+    let refusal = pod.create("other", &PLAIN, "").unwrap_err();
+    assert_eq!(refusal.code, Code::ALREADY_EXISTS);
+    assert!(refusal.message.contains("\"pod\""), "{refusal:?}");
+    let contained = |when: &str, code: Code| {
+        host.prepare("c", pod.spec("true", 1, &[]));
+        let refusal = pod.shim.create_plain("c").unwrap_err();
+        assert_eq!(refusal.code, code, "{when}: {refusal:?}");
+    };
+    contained("before its sandbox", Code::FAILED_PRECONDITION);
+    pod.stop().unwrap();
+    assert_eq!(pod.wait().join().unwrap().unwrap().exit_status, 137);
+    contained("after its sandbox", Code::FAILED_PRECONDITION);
+    pod.shutdown();
+}
+
+#[test]
+fn a_shim_whose_sandbox_was_never_made_shuts_down() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::new();
+    Pod::new(&host).shutdown();
+    let pod = Pod::new(&host);
+    pod.create("pod", &PLAIN, "").unwrap();
+    let waiting = pod.wait();
+    pod.shutdown();
+    // It may have come too late for an answer, but it does not wait for ever.
+    let answer = waiting.join().unwrap();
+    assert!(answer.is_err() || answer.is_ok_and(|exit| exit.exit_status == 137));
+}
+
+#[test]
+fn a_sandbox_that_containerd_has_lost_ends_unless_it_has_containers() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::new();
+    let (pod, holder) = Pod::started(&host, &PLAIN, "");
+    host.prepare("c", pod.spec("sleep 1000", holder, &["ipc"]));
+    pod.run("c");
+    pod.shim.shutdown("pod").unwrap();
+    assert_eq!(pod.status().state, "SANDBOX_READY");
+    pod.shim.remove("c");
+    drop(pod.shim.shutdown("pod")); // the connection may close before the answer is read
+    pod.shim.wait_gone();
+    clear_parents(&host);
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing_and_says_why() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let cases = [
+        ("no network", PLAIN, "/no/such/netns", "/no/such/netns"),
+        ("no namespace", PLAIN, "/etc/passwd", "join the network namespace"),
+        (
+            "no such sysctl",
+            Config { sysctls: vec![("net.no.such", "1")], ..PLAIN },
+            "",
+            "net/no/such",
+        ),
+        (
+            "no such value",
+            { Config { sysctls: vec![("net.ipv4.ip_forward", "x")], ..PLAIN } },
+            "",
+            "net/ipv4/ip_forward",
+        ),
+        ("no such user", Config { user: Some(4_294_967_290), ..PLAIN }, "", "user namespace"),
+    ];
+    for (name, config, network, part) in cases {
+        let host = Host::new();
+        let pod = Pod::new(&host);
+        pod.create("pod", &config, network).unwrap();
+        for _ in 0..2 {
+            let refusal = pod.start().unwrap_err();
+            assert!(refusal.message.contains(part), "{name}: {refusal:?}");
+            assert!(host.mounts().is_empty(), "{name}: {:?}", host.mounts());
+            let cgroups: Vec<_> =
+                host.cgroups().into_iter().filter(|path| path.join("pod").exists()).collect();
+            assert_eq!(cgroups, Vec::<PathBuf>::new(), "{name}");
+            eventually("the holder's end", || pod.holders().is_empty().then_some(()));
+        }
+        assert_eq!(pod.status().state, "SANDBOX_NOTREADY", "{name}");
+        pod.shutdown();
+    }
+}
+
+#[test]
+fn a_holder_that_hangs_is_killed_when_the_callers_time_is_over() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::new();
+    let pod = Pod::new(&host);
+    let fifo = host.dir().join("fifo"); // to open it takes a writer
+    mkfifo(&fifo);
+    pod.create("pod", &PLAIN, fifo.to_str().unwrap()).unwrap();
+    let request = StartSandboxRequest { sandbox_id: "pod".into(), ..Default::default() };
+    let hurried = pod.shim.within(Duration::from_secs(1));
+    let (answer, took) = timed(|| call::<StartSandboxResponse>(&hurried, "StartSandbox", &request));
+    answer.unwrap_err();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    eventually("the holder's end", || {
+        (pod.holders().is_empty() && host.mounts().is_empty()).then_some(())
+    });
+    fs::remove_file(&fifo).unwrap();
+    File::create(&fifo).unwrap();
+    assert!(pod.start().unwrap_err().message.contains("join the network namespace"));
+    pod.shutdown();
+}
+
+#[test]
+fn the_end_of_the_holder_is_the_sandboxs() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    for (signal, pid) in [(Signal::SIGKILL, POD), (Signal::SIGTERM, CONTAINER)] {
+        let host = Host::new();
+        let (pod, holder) = Pod::started(&host, &Config { pid, ..PLAIN }, "");
+        let waiting = pod.wait();
+        kill(Pid::from_raw(holder), signal).unwrap();
+        let exit = waiting.join().unwrap().unwrap();
+        assert_eq!(exit.exit_status, 128 + signal as u32);
+        assert_eq!(pod.status().state, "SANDBOX_NOTREADY");
+        pod.end();
+    }
+}
+
+#[test]
+fn shutdown_takes_containers_along() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::new();
+    let (pod, holder) = Pod::started(&host, &PLAIN, "");
+    for id in ["a", "b", "made"] {
+        host.prepare(id, pod.spec("trap '' TERM; while :; do sleep 1; done", holder, &["ipc"]));
+        pod.make(id);
+    }
+    pod.shim.start("a", "").unwrap();
+    pod.shim.start("b", "").unwrap();
+    pod.shutdown();
+    assert_eq!(host.states(), Vec::<PathBuf>::new());
+    let lines = host.sink.of("a");
+    assert!(lines.iter().any(|line| line.starts_with("delete")), "{lines:?}");
+}
+
+#[test]
+fn delete_cleans_up_after_a_killed_daemon_and_its_pod() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    for pid in [POD, CONTAINER] {
+        let host = Host::new();
+        let (pod, holder) = Pod::started(&host, &Config { pid, ..PLAIN }, "");
+        for id in ["a", "b"] {
+            host.prepare(id, pod.spec("sleep 1000", holder, &["ipc", "uts"]));
+            pod.run(id);
+        }
+        pod.shim.crash();
+        eventually("the holder's end", || {
+            let stat = fs::read_to_string(format!("/proc/{holder}/stat")).unwrap_or_default();
+            (stat.is_empty() || stat.contains(") Z ")).then_some(())
+        });
+        let deleted = host.delete("pod");
+        assert_eq!(deleted.response.exit_status, 137);
+        assert_eq!(i32::try_from(deleted.response.pid).unwrap(), holder);
+        assert!(deleted.took < Duration::from_secs(5), "{:?}", deleted.took);
+        assert!(host.processes().is_empty(), "{:?}", host.processes());
+        assert!(host.mounts().is_empty(), "{:?}", host.mounts());
+        assert_eq!(host.states(), Vec::<PathBuf>::new());
+        clear_parents(&host);
+        host.delete("pod"); // there is nothing to do any more
+    }
+}
+
+#[test]
+fn delete_cleans_up_after_a_daemon_that_was_killed_while_it_started_the_sandbox() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::new();
+    let pod = Pod::new(&host);
+    let fifo = host.dir().join("fifo"); // to open it takes a writer
+    mkfifo(&fifo);
+    pod.create("pod", &PLAIN, fifo.to_str().unwrap()).unwrap();
+    let task = pod.shim.task();
+    let request = StartSandboxRequest { sandbox_id: "pod".into(), ..Default::default() };
+    let start = std::thread::spawn(move || {
+        call::<StartSandboxResponse>(&task, "StartSandbox", &request).map(drop)
+    });
+    eventually("the holder's beginning", || (!pod.holders().is_empty()).then_some(()));
+    pod.shim.crash();
+    start.join().unwrap().unwrap_err();
+    host.delete("pod");
+    assert_eq!(pod.holders(), Vec::<i32>::new());
+    assert!(host.mounts().is_empty(), "{:?}", host.mounts());
+    clear_parents(&host);
+}
