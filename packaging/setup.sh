@@ -16,7 +16,7 @@ fail() { say "$*" >&2; exit 1; }
 build='cc:gcc make:make'
 demo='containerd:containerd ctr:containerd runc:runc busybox:busybox-static ps:procps'
 test='crun:crun tar:tar mkfs.erofs:erofs-utils mkfs.ext4:e2fsprogs fuse-overlayfs:fuse-overlayfs
-    fusermount3:fuse3 strace:strace setpriv:util-linux'
+    fusermount3:fuse3 strace:strace setpriv:util-linux /usr/lib/cni/ptp:containernetworking-plugins'
 
 # Prints the packages of those programs that are missing.
 missing() {

@@ -144,7 +144,8 @@ impl Daemon {
         let tells = |line: &&str| {
             line.contains(word) || line.contains("level=error") || line.contains("level=fatal")
         };
-        let lines: Vec<_> = log.lines().filter(tells).collect();
+        let lines = log.lines().filter(tells).map(|line| line.get(..400).unwrap_or(line));
+        let lines: Vec<_> = lines.collect();
         lines[lines.len().saturating_sub(8)..].join("\n")
     }
 

@@ -66,6 +66,26 @@ pub(crate) fn remove_children(cgroup: &Path) {
     }
 }
 
+/// Whether this machine forwards packets, which pods with an own network turn on. Undone when dropped.
+#[must_use = "dropping the guard sets it back"]
+pub(crate) struct Forwarding(String);
+
+impl Forwarding {
+    const FILE: &str = "/proc/sys/net/ipv4/ip_forward";
+
+    pub(crate) fn remember() -> Self {
+        Self(fs::read_to_string(Self::FILE).unwrap())
+    }
+}
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        if fs::read_to_string(Self::FILE).is_ok_and(|now| now != self.0) {
+            let _ = fs::write(Self::FILE, &self.0);
+        }
+    }
+}
+
 /// Writes a program that calls crun, notes its arguments in `dir`/crun.log, and lowers an
 /// `ociVersion` that crun 1.8 (Debian 12) does not know though it knows all that the tests use.
 pub(crate) fn write_crun(dir: &Path) -> PathBuf {

@@ -23,6 +23,7 @@ mod daemon;
 mod host;
 mod image;
 mod lifecycle;
+mod pods;
 mod recorder;
 mod runsc;
 mod streams;
@@ -39,22 +40,34 @@ use std::time::{Duration, Instant};
 
 use bed::{Bed, RwEvents};
 use daemon::{Daemon, EventLog};
-use host::PlainHierarchies;
+use host::{Forwarding, PlainHierarchies};
 
 /// The shim that a case is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shim {
     Stock,
     Berth,
+    /// berth through containerd's Sandbox API: its pods have no pause container.
+    Pauseless,
 }
 
 impl Shim {
-    const ALL: [Self; 2] = [Self::Stock, Self::Berth];
+    const ALL: [Self; 3] = [Self::Stock, Self::Berth, Self::Pauseless];
 
     fn name(self) -> &'static str {
         match self {
             Self::Stock => "stock",
             Self::Berth => "berth",
+            Self::Pauseless => "pauseless",
+        }
+    }
+
+    /// The handler of pods in containerd's configuration.
+    pub(crate) fn handler(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::Berth => "berth",
+            Self::Pauseless => "berth-pauseless",
         }
     }
 
@@ -62,7 +75,7 @@ impl Shim {
     pub(crate) fn runtime_name(self) -> &'static str {
         match self {
             Self::Stock => "io.containerd.runc.v2",
-            Self::Berth => "io.containerd.berth.v1",
+            Self::Berth | Self::Pauseless => "io.containerd.berth.v1",
         }
     }
 }
@@ -93,23 +106,38 @@ pub(crate) struct Case {
     /// Whether it is about what only berth does, with runtimes of its own choice: it has no row for
     /// the stock shim, nor for crun.
     pub(crate) own: bool,
+    /// Whether it is about pods: the daemon has a CRI plugin.
+    pub(crate) pods: bool,
     pub(crate) check: fn(&Bed<'_>),
 }
 
 /// A case that others may run beside.
 pub(crate) const fn shared(name: &'static str, check: fn(&Bed<'_>)) -> Case {
-    Case { name, alone: false, own: false, check }
+    Case { name, alone: false, own: false, pods: false, check }
 }
 
 /// A case that restarts the daemon or loads the machine.
 pub(crate) const fn alone(name: &'static str, check: fn(&Bed<'_>)) -> Case {
-    Case { name, alone: true, own: false, check }
+    Case { name, alone: true, own: false, pods: false, check }
 }
 
 /// A case about what only berth does.
 pub(crate) const fn own(name: &'static str, check: fn(&Bed<'_>)) -> Case {
-    Case { name, alone: false, own: true, check }
+    Case { name, alone: false, own: true, pods: false, check }
 }
+
+/// A case about pods that others may run beside.
+pub(crate) const fn pod(name: &'static str, check: fn(&Bed<'_>)) -> Case {
+    Case { name, alone: false, own: false, pods: true, check }
+}
+
+/// A case about pods that restarts the daemon or loads the machine.
+pub(crate) const fn pods_alone(name: &'static str, check: fn(&Bed<'_>)) -> Case {
+    Case { name, alone: true, own: false, pods: true, check }
+}
+
+/// Whether there are rows for [`Shim::Pauseless`].
+const PAUSELESS: bool = false;
 
 /// The number of containers, or exec processes, in the cases that end many at once.
 pub(crate) fn many() -> usize {
@@ -178,8 +206,19 @@ impl Row<'_> {
     }
 
     /// Rows with the same key share a daemon.
-    fn daemon_key(&self) -> (&str, &str) {
-        (self.version, self.runtime.name())
+    fn daemon_key(&self) -> (&str, &str, bool) {
+        (self.version, self.runtime.name(), self.case.pods)
+    }
+
+    /// Whether the case can be and has to be shown with this version, runtime and shim.
+    fn applies(&self) -> bool {
+        let pauseless = self.case.pods && !self.version.starts_with("1.");
+        match (self.shim, self.runtime) {
+            (Shim::Berth, Runtime::Runc) => true,
+            (Shim::Pauseless, Runtime::Runc) => pauseless && PAUSELESS,
+            (Shim::Pauseless, Runtime::Crun) => false,
+            (Shim::Stock, _) | (Shim::Berth, Runtime::Crun) => !self.case.own,
+        }
     }
 }
 
@@ -209,18 +248,20 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     lifecycle::CASES,
                     crash::CASES,
                     config::CASES,
-                    cri::CASES,
+                    cri::runtimes::CASES,
                     runsc::cases(programs),
+                    pods::lifecycle::CASES,
+                    pods::isolation::CASES,
                 ];
-                let applies =
-                    |case: &&Case| !case.own || (shim, runtime) == (Shim::Berth, Runtime::Runc);
-                for case in cases.into_iter().flatten().filter(applies) {
+                for case in cases.into_iter().flatten() {
                     rows.push(Row { version, programs, runtime, shim, case });
                 }
             }
         }
     }
-    rows.retain(|row| row.fits(words));
+    rows.retain(|row| row.applies() && row.fits(words));
+    // Those that share a daemon side by side.
+    rows.sort_by_key(|row| (row.version, row.runtime.name() != "runc", row.case.pods));
     rows
 }
 
@@ -261,28 +302,39 @@ fn run_plan(plan: &[Row<'_>]) -> Vec<Outcome> {
     let base = PathBuf::from(format!("/run/berth-test-{}", std::process::id()));
     fs::create_dir_all(&base).unwrap();
     let image = image::write(&base);
-    let hierarchies = PlainHierarchies::mount();
+    let changes = (PlainHierarchies::mount(), Forwarding::remember());
     let mut outcomes = Vec::new();
     for rows in plan.chunk_by(|a, b| a.daemon_key() == b.daemon_key()) {
-        let dir = base.join(format!("{}-{}", rows[0].version, rows[0].runtime.name()));
-        let daemon = Daemon::start(rows[0].version, rows[0].programs, rows[0].runtime, &dir);
+        let Row { version, programs, runtime, case, .. } = rows[0];
+        let kind = if case.pods { " pods" } else { "" };
+        let dir = base.join(format!("{version}-{}{}", runtime.name(), kind.replace(' ', "-")));
+        let daemon = if case.pods {
+            cri::setup::start(version, programs, runtime, &dir)
+        } else {
+            Daemon::start(version, programs, runtime, &dir)
+        };
         for rows in rows.chunk_by(|a, b| a.shim == b.shim) {
             outcomes.extend(run_rows(rows, &daemon, &image));
         }
-        let title = format!("{} {} leaves nothing behind", rows[0].version, rows[0].runtime.name());
+        let title = format!("{version} {}{kind} leaves nothing behind", runtime.name());
         let left = daemon.end();
         let failure = (!left.is_empty()).then(|| left.join(", "));
         outcomes.push(Outcome::new(title, failure, Duration::ZERO));
     }
-    drop(hierarchies);
+    drop(changes);
     fs::remove_dir_all(&base).unwrap();
     outcomes
 }
 
 /// Runs the rows of one daemon and shim in a namespace of their own.
 fn run_rows(rows: &[Row<'_>], daemon: &Daemon, image: &Path) -> Vec<Outcome> {
-    let namespace = format!("berth-test-{}-{}", std::process::id(), rows[0].shim.name());
-    daemon.import(&namespace, image);
+    let namespace = if rows[0].case.pods {
+        cri::setup::NAMESPACE.to_owned()
+    } else {
+        let namespace = format!("berth-test-{}-{}", std::process::id(), rows[0].shim.name());
+        daemon.import(&namespace, image);
+        namespace
+    };
     let events = RwLock::new(Some(EventLog::start(daemon, &namespace)));
     let (last, first): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.case.alone);
 

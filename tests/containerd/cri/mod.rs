@@ -1,104 +1,39 @@
 //! containerd's CRI plugin, driven as a kubelet does it.
 
-mod messages;
+pub(crate) mod messages;
 mod rpc;
+pub(crate) mod runtimes;
+pub(crate) mod setup;
 
-use std::collections::HashMap;
+use std::cell::RefCell;
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use prost::Message;
 
 use self::messages::{
-    ContainerConfig, ContainerId, ContainerMetadata, ContainerSecurityContext, ContainerStatus,
-    ContainerStatusResponse, CreateContainerRequest, EXITED, Empty, ExecSyncRequest,
-    ExecSyncResponse, ImageSpec, ImageStatusRequest, ImageStatusResponse, LinuxContainerConfig,
-    LinuxPodSandboxConfig, NODE, NamespaceOption, PodSandboxConfig, PodSandboxId,
-    PodSandboxMetadata, RunPodSandboxRequest, SecurityContext,
+    CONTAINER, Container, ContainerConfig, ContainerId, ContainerMetadata,
+    ContainerSecurityContext, ContainerStatus, ContainerStatusResponse, CreateContainerRequest,
+    EXITED, Empty, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
+    LinuxPodSandboxConfig, ListContainersResponse, NODE, NamespaceOption, PodSandboxConfig,
+    PodSandboxId, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusResponse,
+    RunPodSandboxRequest, SecurityContext, StopContainerRequest,
 };
-use self::rpc::Status;
-use crate::bed::Bed;
+pub(crate) use self::rpc::Status;
+use self::setup::NAMESPACE;
 use crate::daemon::{self, Daemon};
-use crate::recorder::Recorder;
-use crate::{Case, Runtime, command, config, host, image, own};
+use crate::{command, host, image};
 
-pub(crate) const CASES: &[Case] = &[own("cri-runtimes", runtimes)];
-
-/// The image of the pods' own containers, which only wait.
-const PAUSE: &str = "berth.test/pause:1";
-/// containerd's namespace of all pods.
-const NAMESPACE: &str = "k8s.io";
-/// What the private daemon does not need.
-const DISABLED: &[&str] = &["io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing"];
-
-/// A containerd with the CRI plugin.
-struct Cri {
-    daemon: Daemon,
+/// The CRI plugin of a daemon.
+pub(crate) struct Cri<'a> {
+    pub(crate) daemon: &'a Daemon,
     socket: PathBuf,
-    cgroup: Cgroup,
 }
 
-/// The parent of all pods' cgroups, without its slash; removed when dropped.
-struct Cgroup(String);
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        for path in host::cgroups(&self.0) {
-            host::remove_children(&path);
-            let _ = fs::remove_dir(path);
-        }
-    }
-}
-
-impl Cri {
-    /// Starts one for `bed` in `dir`; `handlers` are entries of its table `runtimes`, as TOML whose
-    /// table names begin with `@`, and `default` is one of them.
-    fn start(bed: &Bed<'_>, dir: &Path, default: &str, handlers: &str) -> Self {
-        fs::create_dir_all(dir.join("bin")).unwrap();
-        // Clients that want runc's shim send runc's options, and get berth.
-        let berth = Path::new(env!("CARGO_BIN_EXE_containerd-shim-berth-v1"));
-        symlink(berth, dir.join("bin/containerd-shim-runc-v2")).unwrap();
-        let plugin = "plugins.\"io.containerd.grpc.v1.cri\"";
-        let config = format!(
-            "{basis}\
-             [plugins.\"io.containerd.nri.v1.nri\"]\n\
-             disable = true\n\
-             [{plugin}]\n\
-             sandbox_image = {PAUSE:?}\n\
-             restrict_oom_score_adj = true\n\
-             disable_apparmor = true\n\
-             tolerate_missing_hugetlb_controller = true\n\
-             netns_mounts_under_state_dir = true\n\
-             [{plugin}.containerd]\n\
-             default_runtime_name = {default:?}\n\
-             [{plugin}.cni]\n\
-             conf_dir = {nothing:?}\n\
-             bin_dir = {nothing:?}\n\
-             {handlers}",
-            basis = daemon::config(dir, DISABLED),
-            nothing = dir.join("cni"),
-            handlers = handlers.replace('@', &format!("{plugin}.containerd.runtimes.")),
-        );
-        let version = &bed.daemon.version;
-        let programs = bed.daemon.programs();
-        let daemon = Daemon::start_with(version, programs, Runtime::Runc, dir, &config);
-        for (name, program) in [(PAUSE, &["sleep", "100000"][..]), (image::NAME, &["sh"])] {
-            let archive = image::write_named(&dir.join(image::hex(name.as_bytes())), name, program);
-            let mut import = daemon.ctr(NAMESPACE);
-            command::run(import.args(["image", "import"]).arg(archive), b"").ok();
-        }
-        let cgroup = Cgroup(format!("berth-test-{}-cri", std::process::id()));
-        let cri = Self { socket: dir.join("c.sock"), daemon, cgroup };
-        let served: Result<Empty, _> = cri.call_service("RuntimeService/Version", &Empty {});
-        assert!(served.is_ok(), "no CRI: {served:?}, {}", cri.daemon.log_about("cri"));
-        command::until("the image is known", || {
-            let image = Some(ImageSpec { image: image::NAME.into() });
-            let request = ImageStatusRequest { image };
-            let answer = cri.call_service("ImageService/ImageStatus", &request);
-            answer.ok().and_then(|known: ImageStatusResponse| known.image)
-        });
-        cri
+impl<'a> Cri<'a> {
+    pub(crate) fn of(daemon: &'a Daemon) -> Self {
+        Self { daemon, socket: daemon.dir().join("c.sock") }
     }
 
     #[track_caller]
@@ -110,207 +45,346 @@ impl Cri {
         rpc::call(&self.socket, &format!("/runtime.v1.{method}"), request)
     }
 
+    /// Calls a method of `RuntimeService`.
+    #[track_caller]
+    pub(crate) fn attempt<A: Message + Default>(
+        &self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<A, Status> {
+        self.call_service(&format!("RuntimeService/{method}"), request)
+    }
+
     /// Calls a method of `RuntimeService` that has to succeed.
     #[track_caller]
-    fn call<A: Message + Default>(&self, method: &str, request: &impl Message) -> A {
-        let answer = self.call_service(&format!("RuntimeService/{method}"), request);
-        answer.unwrap_or_else(|status| panic!("{method}: {status:?}"))
+    pub(crate) fn call<A: Message + Default>(&self, method: &str, request: &impl Message) -> A {
+        self.attempt(method, request).unwrap_or_else(|status| panic!("{method}: {status:?}"))
     }
 
-    /// Runs a pod on the host's network with the runtime `handler`.
-    fn run_pod(&self, handler: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_>, Status> {
-        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-        let network = Some(NamespaceOption { network: NODE });
-        let config = PodSandboxConfig {
+    /// What asks for a pod on the host's network whose containers see only their own processes.
+    pub(crate) fn config(&self, name: &str) -> PodSandboxConfig {
+        let namespaces =
+            NamespaceOption { network: NODE, pid: CONTAINER, ..NamespaceOption::default() };
+        let security =
+            SecurityContext { namespace_options: Some(namespaces), ..SecurityContext::default() };
+        PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
-                name: handler.into(),
-                uid: format!("uid-{handler}"),
+                name: name.into(),
+                uid: format!("uid-{name}"),
                 namespace: "test".into(),
             }),
-            annotations: annotations.iter().map(owned).collect(),
+            log_directory: self.daemon.dir().join("logs").join(name).display().to_string(),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: format!("/{}", self.cgroup.0),
-                security_context: Some(SecurityContext { namespace_options: network }),
+                cgroup_parent: format!("/berth-test-{}-{name}", std::process::id()),
+                security_context: Some(security),
+                ..LinuxPodSandboxConfig::default()
             }),
             ..PodSandboxConfig::default()
-        };
-        let request =
-            RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
-        let answer: PodSandboxId = self.call_service("RuntimeService/RunPodSandbox", &request)?;
-        Ok(Pod { cri: self, id: answer.id, config })
+        }
     }
 
-    /// Stops the daemon; fails if anything is left of its pods.
-    fn end(self) {
-        for path in host::cgroups(&self.cgroup.0) {
-            fs::remove_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    /// Runs a pod with the runtime `handler`, after `change` to its [`Cri::config`].
+    #[track_caller]
+    pub(crate) fn run(
+        &self,
+        handler: &str,
+        name: &str,
+        change: impl FnOnce(&mut PodSandboxConfig),
+    ) -> Pod<'_> {
+        let pod = self.attempt_run(handler, name, change);
+        pod.unwrap_or_else(|status| panic!("RunPodSandbox {name}: {status:?}"))
+    }
+
+    /// As [`Cri::run`], but it may be refused.
+    #[track_caller]
+    pub(crate) fn attempt_run(
+        &self,
+        handler: &str,
+        name: &str,
+        change: impl FnOnce(&mut PodSandboxConfig),
+    ) -> Result<Pod<'_>, Status> {
+        let mut config = self.config(name);
+        change(&mut config);
+        // The same case may have run with another shim.
+        let _ = fs::remove_dir_all(&config.log_directory);
+        fs::create_dir_all(&config.log_directory).unwrap();
+        let request =
+            RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
+        let answer: Result<PodSandboxId, _> = self.attempt("RunPodSandbox", &request);
+        if answer.is_err() {
+            remove_cgroup(&config);
         }
-        host::remove_namespace(NAMESPACE);
-        let left = self.daemon.end();
-        assert!(left.is_empty(), "left behind: {}", left.join(", "));
+        let id = answer?.id;
+        Ok(Pod { cri: self, ids: RefCell::new(vec![id.clone()]), id, config, gone: false })
+    }
+
+    /// All containers, those that ended too.
+    #[track_caller]
+    pub(crate) fn containers(&self) -> Vec<Container> {
+        let answer: ListContainersResponse = self.call("ListContainers", &Empty {});
+        answer.containers
     }
 }
 
-/// A pod that runs.
-struct Pod<'a> {
-    cri: &'a Cri,
-    id: String,
-    config: PodSandboxConfig,
+impl PodSandboxConfig {
+    pub(crate) fn linux(&mut self) -> &mut LinuxPodSandboxConfig {
+        self.linux.get_or_insert_default()
+    }
+
+    pub(crate) fn namespaces(&mut self) -> &mut NamespaceOption {
+        let security = self.linux().security_context.get_or_insert_default();
+        security.namespace_options.get_or_insert_default()
+    }
+}
+
+impl ContainerConfig {
+    pub(crate) fn linux(&mut self) -> &mut LinuxContainerConfig {
+        self.linux.get_or_insert_default()
+    }
+
+    pub(crate) fn security(&mut self) -> &mut ContainerSecurityContext {
+        self.linux().security_context.get_or_insert_default()
+    }
+}
+
+/// A pod that runs. When dropped in a failed case it is removed by force.
+pub(crate) struct Pod<'a> {
+    pub(crate) cri: &'a Cri<'a>,
+    pub(crate) id: String,
+    pub(crate) config: PodSandboxConfig,
+    /// Its own and those of its containers.
+    ids: RefCell<Vec<String>>,
+    gone: bool,
 }
 
 impl Pod<'_> {
-    /// Starts `program` in a container of the pod; returns its id.
+    /// Makes a container for `program` with the pod's namespaces, after `change` to its request.
     #[track_caller]
-    fn start(&self, name: &str, program: &[&str]) -> String {
-        let network = Some(NamespaceOption { network: NODE });
-        let context = ContainerSecurityContext { namespace_options: network };
-        let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: name.into() }),
+    pub(crate) fn create(
+        &self,
+        name: &str,
+        program: &[&str],
+        change: impl FnOnce(&mut ContainerConfig),
+    ) -> String {
+        let mut config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
             image: Some(ImageSpec { image: image::NAME.into() }),
             command: owned(program),
-            annotations: HashMap::new(),
-            linux: Some(LinuxContainerConfig { security_context: Some(context) }),
+            log_path: format!("{name}.log"),
             ..ContainerConfig::default()
         };
+        config.security().namespace_options = Some(self.config.clone().namespaces().clone());
+        change(&mut config);
         let request = CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),
             config: Some(config),
             sandbox_config: Some(self.config.clone()),
         };
         let container: ContainerId = self.cri.call("CreateContainer", &request);
-        let _: Empty = self.cri.call("StartContainer", &container);
+        self.ids.borrow_mut().push(container.id.clone());
         container.id
+    }
+
+    /// Starts what [`Pod::create`] made.
+    #[track_caller]
+    pub(crate) fn launch(&self, container: &str) {
+        let _: Empty = self.cri.call("StartContainer", &ContainerId { id: container.into() });
+    }
+
+    /// Starts `program` in a container of the pod; returns its id.
+    #[track_caller]
+    pub(crate) fn start(&self, name: &str, program: &[&str]) -> String {
+        self.start_with(name, program, |_| ())
+    }
+
+    #[track_caller]
+    pub(crate) fn start_with(
+        &self,
+        name: &str,
+        program: &[&str],
+        change: impl FnOnce(&mut ContainerConfig),
+    ) -> String {
+        let container = self.create(name, program, change);
+        self.launch(&container);
+        container
     }
 
     /// Runs `program` in a container to its end.
     #[track_caller]
-    fn exec(&self, container: &str, program: &[&str]) -> ExecSyncResponse {
+    pub(crate) fn exec(&self, container: &str, program: &[&str]) -> ExecSyncResponse {
         let request =
             ExecSyncRequest { container_id: container.into(), cmd: owned(program), timeout: 20 };
         self.cri.call("ExecSync", &request)
     }
 
+    /// What `script` prints in a container, after it ended well.
     #[track_caller]
-    fn status(&self, container: &str) -> ContainerStatus {
+    pub(crate) fn ask(&self, container: &str, script: &str) -> String {
+        let answer = self.exec(container, &["sh", "-c", script]);
+        assert_eq!(answer.exit_code, 0, "{script}: {}", String::from_utf8_lossy(&answer.stderr));
+        String::from_utf8_lossy(&answer.stdout).trim().to_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn status(&self, container: &str) -> ContainerStatus {
         let request = ContainerId { id: container.into() };
         let answer: ContainerStatusResponse = self.cri.call("ContainerStatus", &request);
         answer.status.unwrap()
     }
 
-    /// Stops and removes the pod with all its containers.
+    /// Waits until a container has ended.
     #[track_caller]
-    fn remove(self) {
-        let request = PodSandboxId { id: self.id };
-        let _: Empty = self.cri.call("StopPodSandbox", &request);
-        let _: Empty = self.cri.call("RemovePodSandbox", &request);
-        let socket = self.cri.daemon.shim_socket(NAMESPACE, &request.id);
-        command::until("the shim's socket is gone", || (!socket.exists()).then_some(()));
+    pub(crate) fn await_exit(&self, container: &str) -> ContainerStatus {
+        command::until("the container ends", || {
+            Some(self.status(container)).filter(|status| status.state == EXITED)
+        })
     }
-}
 
-fn owned(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
-}
+    /// Ends a container, by force after `grace` seconds.
+    #[track_caller]
+    pub(crate) fn stop(&self, container: &str, grace: i64) {
+        let request = StopContainerRequest { container_id: container.into(), timeout: grace };
+        let _: Empty = self.cri.call("StopContainer", &request);
+    }
 
-/// Each way of a handler to say which runtime: an options table in the plugin's CamelCase, the path
-/// of a configuration, runc's options, and the pod's annotation.
-fn runtimes(bed: &Bed<'_>) {
-    let dir = bed.daemon.dir().join("cri");
-    let names = ["table", "file", "options", "annotated"];
-    let [table, file, options, annotated] = names.map(|name| Recorder::write(&dir, name, 0));
-    let [_, path] = config::write(
-        &dir.join("file.toml"),
-        &format!(
-            "default_runtime = \"file\"\n\
-             runtimes.file.path = {:?}\n\
-             runtimes.annotated.path = {:?}\n",
-            file.program, annotated.program,
-        ),
-    );
-    let handlers = format!(
-        "[@table]\n\
-         runtime_type = \"io.containerd.berth.v1\"\n\
-         pod_annotations = [\"io.containerd.berth.*\"]\n\
-         [@table.options]\n\
-         DefaultRuntime = \"table\"\n\
-         [@table.options.Runtimes.table]\n\
-         Path = {:?}\n\
-         Root = {:?}\n\
-         [@file]\n\
-         runtime_type = \"io.containerd.berth.v1\"\n\
-         pod_annotations = [\"io.containerd.berth.*\"]\n\
-         [@file.options]\n\
-         ConfigPath = {path:?}\n\
-         [@options]\n\
-         runtime_type = \"io.containerd.runc.v2\"\n\
-         [@options.options]\n\
-         BinaryName = {:?}\n\
-         Root = {:?}\n\
-         [@wrong]\n\
-         runtime_type = \"io.containerd.berth.v1\"\n\
-         [@wrong.options]\n\
-         DefaultRuntim = \"table\"\n",
-        table.program,
-        dir.join("table-root"),
-        options.program,
-        dir.join("options-root"),
-    );
-    let cri = Cri::start(bed, &dir, "file", &handlers);
-    let annotation = ("io.containerd.berth.runtime", "annotated");
-    let rows = [
-        ("table", None, &table, Some("table-root")),
-        ("file", None, &file, None),
-        ("options", None, &options, Some("options-root")),
-        ("file", Some(annotation), &annotated, None),
-    ];
-    // The plugin of 1.6 hands a path on, but no table.
-    let tables = cri.daemon.version != "1.6";
-    for (handler, annotation, recorder, root) in
-        rows.into_iter().filter(|(handler, ..)| tables || *handler != "table")
-    {
-        let pod = cri.run_pod(handler, annotation.as_slice()).unwrap();
-        let container = pod.start("c", &["sh", "-c", "sleep 1000"]);
-        let exec = pod.exec(&container, &["sh", "-c", "echo inside; exit 6"]);
-        assert_eq!((exec.exit_code, &*exec.stdout), (6, &b"inside\n"[..]), "{handler}");
-        let second = pod.start("d", &["sh", "-c", "exit 3"]);
-        let ended = command::until("the container ends", || {
-            Some(pod.status(&second)).filter(|status| status.state == EXITED)
+    #[track_caller]
+    pub(crate) fn remove_container(&self, container: &str) {
+        let _: Empty = self.cri.call("RemoveContainer", &ContainerId { id: container.into() });
+    }
+
+    /// The pod's own status.
+    #[track_caller]
+    pub(crate) fn state(&self) -> PodSandboxStatus {
+        let request = PodSandboxId { id: self.id.clone() };
+        let answer: PodSandboxStatusResponse = self.cri.call("PodSandboxStatus", &request);
+        answer.status.unwrap()
+    }
+
+    /// The log file of the container `name`.
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        Path::new(&self.config.log_directory).join(format!("{name}.log"))
+    }
+
+    /// The pod's own cgroups, which a kubelet makes and removes.
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
+        cgroups(&self.config)
+    }
+
+    /// The processes of the pod: its shim, its holder or pause container, its containers' programs.
+    pub(crate) fn processes(&self) -> Vec<host::Process> {
+        let cgroup = self.config.linux.as_ref().unwrap().cgroup_parent.clone() + "/";
+        let all = host::processes().into_iter();
+        all.filter(|process| process.mentions(&self.id) || process.mentions(&cgroup)).collect()
+    }
+
+    /// The pid of the pod's shim.
+    #[track_caller]
+    pub(crate) fn shim(&self) -> i32 {
+        let shims = self.processes().into_iter();
+        let mut shims = shims.filter(|process| process.mentions("containerd-shim-"));
+        shims.next().unwrap_or_else(|| panic!("no shim of {}", self.id)).pid
+    }
+
+    /// Stops the pod.
+    #[track_caller]
+    pub(crate) fn stop_all(&self) {
+        let _: Empty = self.cri.call("StopPodSandbox", &PodSandboxId { id: self.id.clone() });
+    }
+
+    /// Stops and removes the pod with all its containers; fails if anything is left of it.
+    #[track_caller]
+    pub(crate) fn remove(mut self) {
+        self.stop_all();
+        let _: Empty = self.cri.call("RemovePodSandbox", &PodSandboxId { id: self.id.clone() });
+        self.gone = true;
+        let mut left = Vec::new();
+        let clean = command::poll(|| {
+            left = self.traces();
+            left.is_empty().then_some(())
         });
-        assert_eq!(ended.exit_code, 3, "{handler}");
-        let id = pod.id.clone();
-        pod.remove();
-        let commands = recorder.commands(&container);
-        let own = owned(&["create", "start", "exec"]);
-        assert!(commands.starts_with(&own), "{handler}: {commands:?}");
-        let commands = recorder.commands(&id);
-        assert!(commands.starts_with(&own[..2]), "{handler}: {commands:?}");
-        for call in recorder.calls(&container) {
-            let root = root.map(|root| dir.join(root).display().to_string());
-            let used = root.is_none_or(|root| call.args.contains(&format!("{root}/{NAMESPACE}")));
-            assert!(used, "{handler}: {call:?}");
+        assert!(clean.is_some(), "left of {}: {}", self.id, left.join(", "));
+        let cgroups = remove_cgroup(&self.config);
+        assert!(cgroups.is_empty(), "cannot be removed: {cgroups:?}");
+    }
+
+    /// Overlooks a socket that the stock shim leaves when it is killed.
+    pub(crate) fn excuse_socket(&self) {
+        let _ = fs::remove_file(self.cri.daemon.shim_socket(NAMESPACE, &self.id));
+    }
+
+    /// Removes by force what there is of the pod beside containerd's own files.
+    pub(crate) fn sweep(&self) {
+        self.excuse_socket();
+        for process in self.processes() {
+            host::signal(process.pid, "KILL");
+        }
+        command::poll(|| self.processes().is_empty().then_some(()));
+        for id in self.ids.borrow().iter() {
+            daemon::sweep(id);
+            for state in host::runtime_states(NAMESPACE, id) {
+                let _ = fs::remove_dir_all(state);
+            }
+        }
+        for cgroup in self.cgroups() {
+            host::remove_children(&cgroup);
         }
     }
-    if tables {
-        let refused = cri.run_pod("wrong", &[]).err().expect("a wrong table is refused");
-        let told = ["create option ConfigBody", "\"default_runtime\""];
-        assert!(told.iter().all(|part| refused.message.contains(part)), "{refused:?}");
+
+    /// What there is of the pod and of its containers.
+    fn traces(&self) -> Vec<String> {
+        let mut found: Vec<_> =
+            self.processes().into_iter().map(|process| process.describe()).collect();
+        for id in self.ids.borrow().iter() {
+            found.extend(host::mounts(id).into_iter().map(|path| format!("mount {path}")));
+            let mut paths = host::runtime_states(NAMESPACE, id);
+            paths.push(self.cri.daemon.shim_socket(NAMESPACE, id));
+            for cgroup in self.cgroups() {
+                paths.push(cgroup.join(id));
+            }
+            let state = self.cri.daemon.dir().join("state");
+            for plugin in fs::read_dir(state).unwrap().filter_map(Result::ok) {
+                for group in ["", NAMESPACE, "containers", "sandboxes"] {
+                    paths.push(plugin.path().join(group).join(id));
+                }
+            }
+            paths.extend(setup::network_files(self.cri.daemon.dir(), id));
+            found.extend(
+                paths.iter().filter(|path| path.exists()).map(|path| path.display().to_string()),
+            );
+        }
+        found
     }
-    runc_flags(&cri, &dir);
-    cri.end();
 }
 
-/// `ctr run --runc-binary --runc-root`, from which ctr makes runc's options where the shim bears the
-/// name of runc's.
-fn runc_flags(cri: &Cri, dir: &Path) {
-    let recorder = Recorder::write(dir, "flags", 0);
-    let root = dir.join("flags-root").display().to_string();
-    let mut run = cri.daemon.ctr(NAMESPACE);
-    run.args(["run", "--rm", "--runtime", "io.containerd.runc.v2", "--runc-root", &root]);
-    run.arg("--runc-binary").arg(&recorder.program).arg("--fifo-dir").arg(cri.daemon.fifo_dir());
-    let output = command::run(run.args([image::NAME, "cri-flags", "sh", "-c", "exit 8"]), b"");
-    assert_eq!(output.status, 8, "{}", output.stderr);
-    assert_eq!(recorder.commands("cri-flags"), ["create", "start", "delete"]);
-    for call in recorder.calls("cri-flags") {
-        assert!(call.args.contains(&format!("{root}/{NAMESPACE}")), "{call:?}");
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        if self.gone || !thread::panicking() {
+            return;
+        }
+        let request = PodSandboxId { id: self.id.clone() };
+        for method in ["StopPodSandbox", "RemovePodSandbox"] {
+            let _: Result<Empty, _> = self.cri.attempt(method, &request);
+        }
+        self.sweep();
+        remove_cgroup(&self.config);
     }
+}
+
+fn cgroups(config: &PodSandboxConfig) -> Vec<PathBuf> {
+    let parent = &config.linux.as_ref().unwrap().cgroup_parent;
+    host::cgroups(parent.trim_start_matches('/'))
+}
+
+/// Removes a pod's own cgroups; returns those that could not be.
+fn remove_cgroup(config: &PodSandboxConfig) -> Vec<PathBuf> {
+    command::poll(|| {
+        let left = cgroups(config).into_iter();
+        let left: Vec<_> = left.filter(|path| fs::remove_dir(path).is_err()).collect();
+        left.is_empty().then_some(left)
+    })
+    .unwrap_or_else(|| cgroups(config))
+}
+
+pub(crate) fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }

@@ -1,0 +1,24 @@
+//! Pods through containerd's CRI plugin, on the handlers of `config/`.
+
+pub(crate) mod isolation;
+pub(crate) mod lifecycle;
+
+use crate::bed::Bed;
+use crate::cri::messages::PodSandboxConfig;
+use crate::cri::{Cri, Pod};
+
+/// Runs a pod of the case on the host's network, after `change` to its request.
+#[track_caller]
+fn run<'a>(
+    cri: &'a Cri<'_>,
+    bed: &Bed<'_>,
+    suffix: &str,
+    change: impl FnOnce(&mut PodSandboxConfig),
+) -> Pod<'a> {
+    cri.run(bed.shim.handler(), &bed.name(suffix), change)
+}
+
+/// A pod that has its own network.
+fn own_network(pod: &mut PodSandboxConfig) {
+    pod.namespaces().network = crate::cri::messages::POD;
+}
