@@ -252,6 +252,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     runsc::cases(programs),
                     pods::lifecycle::CASES,
                     pods::isolation::CASES,
+                    pods::endings::CASES,
                 ];
                 for case in cases.into_iter().flatten() {
                     rows.push(Row { version, programs, runtime, shim, case });
