@@ -253,6 +253,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     pods::lifecycle::CASES,
                     pods::isolation::CASES,
                     pods::endings::CASES,
+                    pods::many::CASES,
                 ];
                 for case in cases.into_iter().flatten() {
                     rows.push(Row { version, programs, runtime, shim, case });

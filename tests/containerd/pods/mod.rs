@@ -3,6 +3,7 @@
 pub(crate) mod endings;
 pub(crate) mod isolation;
 pub(crate) mod lifecycle;
+pub(crate) mod many;
 
 use crate::bed::Bed;
 use crate::cri::messages::PodSandboxConfig;

@@ -1,0 +1,54 @@
+//! Many pods at once.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::bed::Bed;
+use crate::cri::Cri;
+use crate::cri::messages::RUNNING;
+use crate::{Case, host, number, pods_alone};
+
+pub(crate) const CASES: &[Case] = &[pods_alone("pods-many", many)];
+
+/// Pods with three containers each, all started at the same time, and all removed.
+fn many(bed: &Bed<'_>) {
+    let cri = Cri::of(bed.daemon);
+    let count = number("BERTH_PODS", 30);
+    let names: Vec<_> = (0..count).map(|index| bed.name(&index.to_string())).collect();
+    let handler = bed.shim.handler();
+    let before = host::processes().len();
+    let start = &|name: &str| {
+        let pod = cri.run(handler, name, super::own_network);
+        for name in ["a", "b", "c"] {
+            pod.start(name, &["sleep", "1000"]);
+        }
+        pod
+    };
+    let began = Instant::now();
+    let pods: Vec<_> = thread::scope(|scope| {
+        let starts: Vec<_> = names.iter().map(|name| scope.spawn(move || start(name))).collect();
+        starts.into_iter().map(|start| start.join().unwrap()).collect()
+    });
+    let started = began.elapsed();
+    let processes: usize = pods.iter().map(|pod| pod.processes().len()).sum();
+    let ids: Vec<_> = pods.iter().map(|pod| pod.id.clone()).collect();
+    let all = cri.containers().into_iter();
+    let running = all.filter(|c| ids.contains(&c.pod_sandbox_id) && c.state == RUNNING).count();
+    assert_eq!(running, 3 * count);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for pod in pods {
+            scope.spawn(move || pod.remove());
+        }
+    });
+    let seconds = |time: Duration| time.as_secs_f32();
+    println!(
+        "{} {} {}: {count} pods with 3 containers: started in {:.1} s, removed in {:.1} s, \
+         {processes} processes ({before} before)",
+        bed.daemon.version,
+        bed.daemon.runtime.name(),
+        bed.shim.name(),
+        seconds(started),
+        seconds(began.elapsed()),
+    );
+}
