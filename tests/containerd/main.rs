@@ -254,6 +254,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     pods::isolation::CASES,
                     pods::endings::CASES,
                     pods::many::CASES,
+                    pods::streams::CASES,
                 ];
                 for case in cases.into_iter().flatten() {
                     rows.push(Row { version, programs, runtime, shim, case });

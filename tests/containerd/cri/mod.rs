@@ -4,6 +4,7 @@ pub(crate) mod messages;
 mod rpc;
 pub(crate) mod runtimes;
 pub(crate) mod setup;
+pub(crate) mod stream;
 
 use std::cell::RefCell;
 use std::fs;

@@ -4,6 +4,7 @@ pub(crate) mod endings;
 pub(crate) mod isolation;
 pub(crate) mod lifecycle;
 pub(crate) mod many;
+pub(crate) mod streams;
 
 use crate::bed::Bed;
 use crate::cri::messages::PodSandboxConfig;
