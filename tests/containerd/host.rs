@@ -86,12 +86,14 @@ impl Drop for Forwarding {
     }
 }
 
-/// Writes a program that calls crun, notes its arguments in `dir`/crun.log, and lowers an
-/// `ociVersion` that crun 1.8 (Debian 12) does not know though it knows all that the tests use.
+/// Writes a program that calls crun, notes its arguments in `dir`/crun.log, and for crun 1.8 (Debian
+/// 12), which has no such command, tells the feature that containerd asks for; it also lowers an
+/// `ociVersion` that this crun does not know though it knows all that the tests use.
 pub(crate) fn write_crun(dir: &Path) -> PathBuf {
     let script = format!(
         "#!/bin/sh\n\
          echo \"$*\" >>{dir}/crun.log\n\
+         [ \"$1\" != features ] || {{ echo '{features}'; exit; }}\n\
          last=\n\
          for word; do\n\
          \t[ \"$last\" != --bundle ] || sed -i 's/\"ociVersion\":\"[^\"]*\"/\"ociVersion\":\"1.0.2\"/' \"$word/config.json\"\n\
@@ -99,6 +101,7 @@ pub(crate) fn write_crun(dir: &Path) -> PathBuf {
          done\n\
          exec crun \"$@\"\n",
         dir = dir.display(),
+        features = r#"{"ociVersionMin":"1.0.0","ociVersionMax":"1.0.2","linux":{"mountExtensions":{"idmap":{"enabled":true}}}}"#,
     );
     let path = dir.join("crun");
     fs::write(&path, script).unwrap();

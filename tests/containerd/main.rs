@@ -215,8 +215,7 @@ impl Row<'_> {
         let pauseless = self.case.pods && !self.version.starts_with("1.");
         match (self.shim, self.runtime) {
             (Shim::Berth, Runtime::Runc) => true,
-            (Shim::Pauseless, Runtime::Runc) => pauseless && PAUSELESS,
-            (Shim::Pauseless, Runtime::Crun) => false,
+            (Shim::Pauseless, _) => pauseless && PAUSELESS,
             (Shim::Stock, _) | (Shim::Berth, Runtime::Crun) => !self.case.own,
         }
     }
@@ -255,6 +254,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     pods::endings::CASES,
                     pods::many::CASES,
                     pods::streams::CASES,
+                    pods::users::cases(version, runtime),
                 ];
                 for case in cases.into_iter().flatten() {
                     rows.push(Row { version, programs, runtime, shim, case });

@@ -5,6 +5,7 @@ pub(crate) mod isolation;
 pub(crate) mod lifecycle;
 pub(crate) mod many;
 pub(crate) mod streams;
+pub(crate) mod users;
 
 use crate::bed::Bed;
 use crate::cri::messages::PodSandboxConfig;
