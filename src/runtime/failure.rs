@@ -60,7 +60,7 @@ pub(super) fn error(
         return Error::Finished { id: id.to_string() };
     }
     let status = match status.checked_sub(128) {
-        Some(signal) if signal > 0 => format!("signal {signal}"),
+        Some(signal @ 1..=64) => format!("signal {signal}"),
         _ => format!("exit status {status}"),
     };
     Error::Runtime { runtime, command, status, message }
@@ -151,6 +151,22 @@ mod tests {
         for (name, message, finished) in cases {
             let error = error("r".into(), "kill", 1, message.into(), Some(&id));
             assert_eq!(matches!(error, Error::Finished { .. }), finished, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_status_beyond_the_signals_is_an_exit_status() {
+        let cases = [
+            (1, "exit status 1"),
+            (128, "exit status 128"),
+            (137, "signal 9"),
+            (192, "signal 64"),
+            (193, "exit status 193"),
+            (255, "exit status 255"),
+        ];
+        for (status, expected) in cases {
+            let error = error("r".into(), "exec", status, "words".into(), None);
+            assert!(error.to_string().contains(&format!("({expected})")), "{status}: {error}");
         }
     }
 
