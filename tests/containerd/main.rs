@@ -253,6 +253,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     pods::isolation::CASES,
                     pods::endings::CASES,
                     pods::many::CASES,
+                    pods::overhead::CASES,
                     pods::streams::CASES,
                     pods::users::cases(version, runtime),
                 ];

@@ -17,9 +17,9 @@ use self::messages::{
     CONTAINER, Container, ContainerConfig, ContainerId, ContainerMetadata,
     ContainerSecurityContext, ContainerStatus, ContainerStatusResponse, CreateContainerRequest,
     EXITED, Empty, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
-    LinuxPodSandboxConfig, ListContainersResponse, NODE, NamespaceOption, PodSandboxConfig,
-    PodSandboxId, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusResponse,
-    RunPodSandboxRequest, SecurityContext, StopContainerRequest,
+    LinuxPodSandboxConfig, ListContainersResponse, NamespaceOption, PodSandboxConfig, PodSandboxId,
+    PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusResponse, RunPodSandboxRequest,
+    SecurityContext, StopContainerRequest,
 };
 pub(crate) use self::rpc::Status;
 use self::setup::NAMESPACE;
@@ -62,10 +62,10 @@ impl<'a> Cri<'a> {
         self.attempt(method, request).unwrap_or_else(|status| panic!("{method}: {status:?}"))
     }
 
-    /// What asks for a pod on the host's network whose containers see only their own processes.
+    /// What asks for a pod of the usual kind: it has its own network and IPC, each container sees only
+    /// its own processes.
     pub(crate) fn config(&self, name: &str) -> PodSandboxConfig {
-        let namespaces =
-            NamespaceOption { network: NODE, pid: CONTAINER, ..NamespaceOption::default() };
+        let namespaces = NamespaceOption { pid: CONTAINER, ..NamespaceOption::default() };
         let security =
             SecurityContext { namespace_options: Some(namespaces), ..SecurityContext::default() };
         PodSandboxConfig {
@@ -281,9 +281,20 @@ impl Pod<'_> {
     /// The pid of the pod's shim.
     #[track_caller]
     pub(crate) fn shim(&self) -> i32 {
-        let shims = self.processes().into_iter();
-        let mut shims = shims.filter(|process| process.mentions("containerd-shim-"));
-        shims.next().unwrap_or_else(|| panic!("no shim of {}", self.id)).pid
+        let mut all = self.processes().into_iter();
+        let shim = all.find(|process| {
+            process.mentions("containerd-shim-") && !process.mentions("hold-sandbox")
+        });
+        shim.unwrap_or_else(|| panic!("no shim of {}", self.id)).pid
+    }
+
+    /// The pid of what stands for the pod: its pause container's program or its holder.
+    #[track_caller]
+    pub(crate) fn sandbox(&self) -> i32 {
+        let mut all = self.processes().into_iter();
+        let sandbox = all
+            .find(|process| process.mentions("sleep 100000") || process.mentions("hold-sandbox"));
+        sandbox.unwrap_or_else(|| panic!("nothing stands for {}", self.id)).pid
     }
 
     /// Stops the pod.

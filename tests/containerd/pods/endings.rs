@@ -11,6 +11,7 @@ pub(crate) const CASES: &[Case] = &[
     pod("pod-stop", stop),
     pod("pod-oom", oom),
     pod("pod-shim-killed", shim_killed),
+    pod("pod-sandbox-killed", sandbox_killed),
     pods_alone("pod-containerd-restarted", containerd_restarted),
 ];
 
@@ -69,7 +70,7 @@ fn oom(bed: &Bed<'_>) {
 /// survives.
 fn shim_killed(bed: &Bed<'_>) {
     let cri = Cri::of(bed.daemon);
-    let pod = super::run(&cri, bed, "pod", super::own_network);
+    let pod = super::run(&cri, bed, "pod", |_| ());
     let family = "sleep 1000 & (trap '' TERM; sleep 1000) & wait";
     let containers = ["a", "b"].map(|name| pod.start(name, &["sh", "-c", family]));
     host::signal(pod.shim(), "KILL");
@@ -92,11 +93,27 @@ fn shim_killed(bed: &Bed<'_>) {
     pod.remove();
 }
 
+/// A pod without what stands for it is reported dead; its containers go on until the kubelet stops it.
+fn sandbox_killed(bed: &Bed<'_>) {
+    let cri = Cri::of(bed.daemon);
+    let pod = super::run(&cri, bed, "pod", |_| ());
+    let container = pod.start("c", &["sleep", "1000"]);
+    host::signal(pod.sandbox(), "KILL");
+    command::until("the pod is reported dead", || (pod.state().state == NOT_READY).then_some(()));
+    assert_eq!(pod.status(&container).state, RUNNING);
+    pod.stop_all();
+    assert_eq!(pod.status(&container).exit_code, 137);
+    if bed.shim == Shim::Stock && !bed.daemon.version.starts_with("1.") {
+        pod.sweep(); // containerd 2.x forgets this shim, which stays
+    }
+    pod.remove();
+}
+
 /// A pod outlives containerd: it goes on meanwhile, obeys the next one, and what ended in between is
 /// known to it.
 fn containerd_restarted(bed: &Bed<'_>) {
     let cri = Cri::of(bed.daemon);
-    let pod = super::run(&cri, bed, "pod", super::own_network);
+    let pod = super::run(&cri, bed, "pod", |_| ());
     let ticking = pod.start("ticking", &["sh", "-c", "while :; do echo tick; sleep 0.05; done"]);
     let ending = pod
         .start("ending", &["sh", "-c", "while [ ! -e /dev/shm/end ]; do sleep 0.05; done; exit 4"]);

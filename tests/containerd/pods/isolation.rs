@@ -11,7 +11,7 @@ use crate::cri::messages::{
     UNCONFINED,
 };
 use crate::cri::{Cri, Pod};
-use crate::{Case, command, pod};
+use crate::{Case, Shim, command, pod};
 
 pub(crate) const CASES: &[Case] = &[
     pod("pod-namespaces", namespaces),
@@ -43,7 +43,12 @@ fn namespaces(bed: &Bed<'_>) {
         ("host-network", [NODE, CONTAINER, POD], [Host, Own, Pod, Host]),
         ("host", [NODE, NODE, NODE], [Host, Host, Host, Host]),
     ];
-    for (name, [network, pid, ipc], expected) in cases {
+    // With the Sandbox API containerd itself crashes on a pod in the host's network, up to 2.2: it
+    // dereferences a spec that there is not (core/runtime/v2/bundle.go).
+    let crashes = |network| network == NODE && bed.shim == Shim::Pauseless;
+    for (name, [network, pid, ipc], expected) in
+        cases.into_iter().filter(|(_, [network, ..], _)| !crashes(*network))
+    {
         let pod = super::run(&cri, bed, name, |pod| {
             let namespaces = pod.namespaces();
             (namespaces.network, namespaces.pid, namespaces.ipc) = (network, pid, ipc);
@@ -91,7 +96,6 @@ fn target(bed: &Bed<'_>) {
 fn network(bed: &Bed<'_>) {
     let cri = Cri::of(bed.daemon);
     let pod = super::run(&cri, bed, "pod", |pod| {
-        super::own_network(pod);
         pod.hostname = "tested".into();
         pod.dns_config = Some(DnsConfig {
             servers: vec!["192.0.2.1".into()],

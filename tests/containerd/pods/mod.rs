@@ -4,6 +4,7 @@ pub(crate) mod endings;
 pub(crate) mod isolation;
 pub(crate) mod lifecycle;
 pub(crate) mod many;
+pub(crate) mod overhead;
 pub(crate) mod streams;
 pub(crate) mod users;
 
@@ -11,7 +12,7 @@ use crate::bed::Bed;
 use crate::cri::messages::PodSandboxConfig;
 use crate::cri::{Cri, Pod};
 
-/// Runs a pod of the case on the host's network, after `change` to its request.
+/// Runs a pod of the case, after `change` to its request.
 #[track_caller]
 fn run<'a>(
     cri: &'a Cri<'_>,
@@ -20,9 +21,4 @@ fn run<'a>(
     change: impl FnOnce(&mut PodSandboxConfig),
 ) -> Pod<'a> {
     cri.run(bed.shim.handler(), &bed.name(suffix), change)
-}
-
-/// A pod that has its own network.
-fn own_network(pod: &mut PodSandboxConfig) {
-    pod.namespaces().network = crate::cri::messages::POD;
 }
