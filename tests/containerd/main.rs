@@ -136,9 +136,6 @@ pub(crate) const fn pods_alone(name: &'static str, check: fn(&Bed<'_>)) -> Case 
     Case { name, alone: true, own: false, pods: true, check }
 }
 
-/// Whether there are rows for [`Shim::Pauseless`].
-const PAUSELESS: bool = false;
-
 /// The number of containers, or exec processes, in the cases that end many at once.
 pub(crate) fn many() -> usize {
     number("BERTH_MANY", 100)
@@ -212,10 +209,9 @@ impl Row<'_> {
 
     /// Whether the case can be and has to be shown with this version, runtime and shim.
     fn applies(&self) -> bool {
-        let pauseless = self.case.pods && !self.version.starts_with("1.");
         match (self.shim, self.runtime) {
             (Shim::Berth, Runtime::Runc) => true,
-            (Shim::Pauseless, _) => pauseless && PAUSELESS,
+            (Shim::Pauseless, _) => self.case.pods && !self.version.starts_with("1."),
             (Shim::Stock, _) | (Shim::Berth, Runtime::Crun) => !self.case.own,
         }
     }

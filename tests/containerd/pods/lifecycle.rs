@@ -67,7 +67,10 @@ fn logs(bed: &Bed<'_>) {
                   while [ ! -e /tmp/on ]; do sleep 0.02; done; echo later; printf end";
     let container = pod.start("c", &["sh", "-c", script]);
     let read = || fs::read_to_string(pod.log("c")).unwrap_or_default();
-    command::until("the long line arrives", || read().contains(" stdout F xx").then_some(()));
+    command::until("the long line arrives", || {
+        let parts = [" stdout F xx", " stderr F err\n"];
+        parts.iter().all(|part| read().contains(part)).then_some(())
+    });
     let (rotated, log) = (pod.log("c").with_extension("1"), pod.log("c"));
     let mut lines = parse(&read());
     lines.sort_by_key(|(stream, ..)| stream.clone());
