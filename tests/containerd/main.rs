@@ -1,7 +1,8 @@
 //! berth under real containerds: every case on every packaged containerd, with runc and with crun.
 //!
-//! The same cases run against the stock shim `io.containerd.runc.v2`, which proves the cases. Needs
-//! root, the programs of `packaging/setup.sh` and the containerds of `packaging/fetch-containerd.sh`.
+//! The same cases run against the stock shim `io.containerd.runc.v2`, which proves the cases; those of
+//! pods also through the Sandbox API of 2.x, which is the shim `pauseless`. Needs root, the programs of
+//! `packaging/setup.sh` and the containerds of `packaging/fetch-containerd.sh`.
 //! Words on the command line choose: a containerd version, a runtime, a shim or a part of a case's
 //! name; every word has to fit. `--list` names what would run.
 //!
@@ -9,8 +10,8 @@
 //! make && sudo cargo test --test containerd -- 1.7 crun berth shim-killed
 //! ```
 //!
-//! `BERTH_MANY` is the number of containers and exec processes that end at once (100),
-//! `BERTH_JOBS` that of the cases that run at the same time (4).
+//! `BERTH_MANY` is the number of containers and exec processes that end at once (100), `BERTH_PODS` that
+//! of the pods that start at once (30), `BERTH_JOBS` that of the cases that run at the same time (4).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
