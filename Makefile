@@ -11,7 +11,7 @@ export RUSTFLAGS = -C target-feature=+crt-static -C relocation-model=static
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/release/containerd-shim-berth-v1
 
 .DEFAULT_GOAL := build
-.PHONY: help demo build check test install clean where
+.PHONY: help demo build check test pods install clean where
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -36,6 +36,10 @@ test: ## every test, with real containerds; as root; installs what is missing
 	@packaging/setup.sh test
 	cargo test --locked
 	cargo test --locked --test containerd -- $(TEST)
+
+pods: build ## what a pod costs: with the stock shim, berth, and berth without pause container; as root
+	@packaging/setup.sh test
+	BERTH_TEST_SHIM=$$(realpath $(BUILT)) cargo test --locked --test containerd -- --cost $(or $(TEST),2.x)
 
 install: build ## put the program into PREFIX/bin (/usr/local/bin)
 	install -D -m 0755 $(BUILT) $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1

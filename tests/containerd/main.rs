@@ -10,7 +10,8 @@
 //! make && sudo cargo test --test containerd -- 1.7 crun berth shim-killed
 //! ```
 //!
-//! `BERTH_MANY` is the number of containers and exec processes that end at once (100), `BERTH_PODS` that
+//! `--cost` measures instead what a pod costs, `BERTH_ROUNDS` times with each shim, and
+//! `BERTH_TEST_SHIM` names another build of berth. `BERTH_MANY` is the number of containers and exec processes that end at once (100), `BERTH_PODS` that
 //! of the pods that start at once (30), `BERTH_JOBS` that of the cases that run at the same time (4).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
@@ -160,6 +161,10 @@ fn main() -> ExitCode {
     }
     if flags.iter().any(|flag| flag == "--list") {
         plan.iter().for_each(|row| println!("{}", row.title()));
+        return ExitCode::SUCCESS;
+    }
+    if flags.iter().any(|flag| flag == "--cost") {
+        print_costs(&versions, &words);
         return ExitCode::SUCCESS;
     }
     if plan.is_empty() {
@@ -325,6 +330,31 @@ fn run_plan(plan: &[Row<'_>]) -> Vec<Outcome> {
     drop(changes);
     fs::remove_dir_all(&base).unwrap();
     outcomes
+}
+
+/// Prints what a pod costs, for each of the versions and runtimes that the words choose.
+fn print_costs(versions: &[(String, PathBuf)], words: &[String]) {
+    let chosen = |names: &[&str], name: &str| {
+        let asked = words.iter().any(|word| names.contains(&word.as_str()));
+        !asked || words.iter().any(|word| word == name)
+    };
+    let all: Vec<_> = versions.iter().map(|(version, _)| version.as_str()).collect();
+    let base = PathBuf::from(format!("/run/berth-test-{}", std::process::id()));
+    let changes = (PlainHierarchies::mount(), Forwarding::remember());
+    for (version, programs) in versions.iter().filter(|(version, _)| chosen(&all, version)) {
+        for runtime in Runtime::ALL {
+            if chosen(&Runtime::ALL.map(Runtime::name), runtime.name()) {
+                let dir = base.join(format!("{version}-{}", runtime.name()));
+                let daemon = cri::setup::start(version, programs, runtime, &dir);
+                pods::cost::print(&daemon, number("BERTH_ROUNDS", 15));
+                host::remove_namespace(cri::setup::NAMESPACE);
+                let left = daemon.end();
+                assert!(left.is_empty(), "left behind: {left:?}");
+            }
+        }
+    }
+    drop(changes);
+    fs::remove_dir_all(&base).unwrap();
 }
 
 /// Runs the rows of one daemon and shim in a namespace of their own.

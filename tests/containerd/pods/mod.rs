@@ -1,5 +1,6 @@
 //! Pods through containerd's CRI plugin, on the handlers of `config/`.
 
+pub(crate) mod cost;
 pub(crate) mod endings;
 pub(crate) mod isolation;
 pub(crate) mod lifecycle;

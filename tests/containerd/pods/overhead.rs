@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::cost::private;
 use crate::bed::Bed;
 use crate::cri::messages::{RUNNING, Resources};
 use crate::cri::{Cri, Pod};
@@ -21,14 +22,6 @@ const MIB: i64 = 1 << 20;
 fn values(key: &str) -> Vec<&'static str> {
     let lines = FILE.lines().map(str::trim);
     lines.filter_map(|line| line.strip_prefix(key)?.strip_prefix(": ")).collect()
-}
-
-/// The private memory of process `pid` in bytes.
-fn private(pid: i32) -> i64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let lines = text.lines().filter_map(|line| line.strip_prefix("Private_"));
-    let sizes = lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap());
-    sizes.sum::<i64>() * 1024
 }
 
 /// Limits the memory of the pod's own cgroup, as a kubelet does.
@@ -66,6 +59,6 @@ fn overhead(bed: &Bed<'_>) {
     });
     assert_eq!(pod.status(&id).state, RUNNING);
     let cost = private(pod.shim()) + private(pod.sandbox());
-    assert!(cost <= fixed, "{} KiB", cost / 1024);
+    assert!(cost <= fixed as u64 / 1024, "{cost} KiB");
     pod.remove();
 }
