@@ -151,6 +151,7 @@ fn a_start_that_fails_leaves_nothing_and_says_why() {
     let cases = [
         ("no network", PLAIN, "/no/such/netns", "/no/such/netns"),
         ("no namespace", PLAIN, "/etc/passwd", "join the network namespace"),
+        ("the host's network", PLAIN, "/proc/self/ns/net", "the host's: leave its path empty"),
         (
             "no such sysctl",
             Config { sysctls: vec![("net.no.such", "1")], ..PLAIN },

@@ -5,9 +5,9 @@
 //! mounts none of its own into the containers. They are in the sandbox's bundle, and not where
 //! containerd would have them: it clears that away when it restarts.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
@@ -36,10 +36,11 @@ impl Files {
     /// # Errors
     /// [`Error::Io`]; what was made until then is for [`Self::remove`].
     pub(super) fn make(&self, pod: &Pod) -> Result<()> {
-        match fs::create_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            done => done.map_err(Error::io("make", &self.dir))?,
-        }
+        self.remove()?; // what an earlier Start could not take away
+        let own = Permissions::from_mode(0o755);
+        fs::create_dir(&self.dir)
+            .and_then(|()| fs::set_permissions(&self.dir, own))
+            .map_err(Error::io("make", &self.dir))?;
         let name = match pod.hostname.as_str() {
             "" => host_name()?,
             name => name.to_owned(),
@@ -62,7 +63,10 @@ impl Files {
     /// Writes one file that belongs to the pod's root.
     fn write(&self, pod: &Pod, name: &str, text: &[u8]) -> Result<()> {
         let path = self.dir.join(name);
-        fs::write(&path, text).map_err(Error::io("write", &path))?;
+        // Whatever umask containerd has: every user of a container reads them.
+        fs::write(&path, text)
+            .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o644)))
+            .map_err(Error::io("write", &path))?;
         let Some(maps) = &pod.user else { return Ok(()) };
         let (uid, gid) = maps.root();
         chown(&path, uid, gid).map_err(Error::io("give away", &path))

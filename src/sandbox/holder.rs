@@ -14,6 +14,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::sys::holder::{
-    Fork, drop_capabilities, empty_capability_bounds, fork_init, ignore_children, owner_of,
+    Fork, drop_capabilities, empty_capability_bounds, fork_init, ignore_children, owner_of, sleep,
 };
 
 /// Who the holder is in the end: nobody in particular, as images of pause containers have it.
@@ -119,10 +120,8 @@ fn hold(plan: &Plan, daemon: &UnixStream, lines: &mut impl BufRead) -> Result<()
     ignore_children().map_err(Error::sys("ignore children"))?;
     shut_in().map_err(|errno| Error::sys("make an empty root directory")(errno.into()))?;
     give_up_rights()?;
-    say(daemon, READY)?;
     // The daemon says nothing more: what comes is the end.
-    while !matches!(lines.read(&mut [0]), Ok(0)) {}
-    Ok(())
+    Err(Error::sys("shut itself in")(sleep(daemon.as_fd(), format!("{READY}\n").as_bytes())))
 }
 
 /// Makes and joins all namespaces but that of processes, which takes a new process.
@@ -149,6 +148,10 @@ fn enter(plan: &Plan) -> Result<()> {
         become_user(0).map_err(failed("become root of the user namespace"))?;
     }
     if let Some(network) = network {
+        if is_own_network(&network)? {
+            let why = "the network namespace is the host's: leave its path empty for that";
+            return Err(Error::Invalid(why.into()));
+        }
         setns(network, CloneFlags::CLONE_NEWNET).map_err(failed("join the network namespace"))?;
     }
     let mut new = CloneFlags::CLONE_NEWNS;
@@ -156,6 +159,14 @@ fn enter(plan: &Plan) -> Result<()> {
     new.set(CloneFlags::CLONE_NEWIPC, plan.ipc);
     new.set(CloneFlags::CLONE_NEWUTS, plan.hostname.is_some());
     unshare(new).map_err(failed("make namespaces"))
+}
+
+/// Whether `network` is the namespace that this process is in, whose kernel parameters are not the
+/// pod's to set.
+fn is_own_network(network: &File) -> Result<bool> {
+    let own = fs::metadata("/proc/self/ns/net").map_err(Error::sys("look at the network"))?;
+    let other = network.metadata().map_err(Error::sys("look at the network"))?;
+    Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
 }
 
 /// Sets the host name and the kernel parameters of the namespaces that this process is in.
@@ -209,7 +220,8 @@ fn give_up_rights() -> Result<()> {
     drop_capabilities().map_err(Error::sys("drop capabilities"))?;
     prctl::set_no_new_privs().map_err(failed("give up new rights"))?;
     // A change of user takes both of these away. Runtimes look for the namespaces in /proc/PID,
-    // which a process that is not dumpable does not show to all of them.
+    // which a process that is not dumpable does not show to all of them; whoever traces it in
+    // return finds that it can make no system call.
     prctl::set_dumpable(true).map_err(failed("show the namespaces"))?;
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed("be bound to the daemon"))?;
     let _ = prctl::set_name(c"berth-pod"); // cosmetic

@@ -97,6 +97,25 @@ impl Dns {
 }
 
 impl Pod {
+    /// Whether the texts can be what they are for.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a host name that is longer than the kernel's 64 bytes, and for lines
+    /// within what is one line of a file.
+    pub(crate) fn check(&self) -> Result<()> {
+        const LONGEST: usize = 64; // sethostname(2)
+        let Self { hostname, .. } = self;
+        if hostname.len() > LONGEST {
+            return Err(Error::Invalid(format!("host name {hostname:?} is longer than 64 bytes")));
+        }
+        let dns = self.dns.iter();
+        let lines = dns.flat_map(|dns| [&dns.servers, &dns.searches, &dns.options]).flatten();
+        match lines.chain([hostname]).find(|text| text.contains(char::is_control)) {
+            Some(text) => Err(Error::Invalid(format!("{text:?} has a control character"))),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the pod has a host name of its own: with the host's network it has the host's.
     pub(crate) fn own_hostname(&self) -> bool {
         self.network != Share::Host
@@ -191,6 +210,26 @@ fn sysctl_path(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_one_line_of_a_bearable_length() {
+        let dns = |text: &str| Some(Dns { searches: vec![text.into()], ..Dns::default() });
+        let cases = [
+            ("plain", "host", None, None),
+            ("longest", &"h".repeat(64), dns("example.org"), None),
+            ("too long", &"h".repeat(65), None, Some("longer than 64 bytes")),
+            ("two lines", "a\nb", None, Some("control character")),
+            ("line in DNS", "host", dns("a\nnameserver 1.2.3.4"), Some("control character")),
+        ];
+        for (name, hostname, dns, expected) in cases {
+            let pod = Pod { hostname: hostname.into(), dns, ..Pod::default() };
+            match (pod.check(), expected) {
+                (Ok(()), None) => {}
+                (Err(error), Some(part)) => assert!(error.to_string().contains(part), "{name}"),
+                (got, _) => panic!("{name}: {got:?}"),
+            }
+        }
+    }
 
     #[test]
     fn only_kernel_parameters_of_the_pods_own_namespaces_are_set() {

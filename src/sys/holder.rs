@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -79,8 +79,8 @@ pub(crate) enum Fork {
 /// # Errors
 /// That of clone3(2), Linux 5.3; `EINVAL` for the init process of a PID namespace.
 pub(crate) fn fork_init() -> io::Result<Fork> {
-    // SAFETY: the struct is integers only, for which zero is valid and means "not set"; the exit
-    // signal of a child of our parent is ours.
+    // SAFETY: the struct is integers only, for which zero is valid and means "not set". With
+    // CLONE_PARENT the exit signal has to be 0: the parent gets the one that we have, clone(2).
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = (libc::CLONE_PARENT | libc::CLONE_NEWPID) as u64;
     let size = size_of::<libc::clone_args>();
@@ -108,6 +108,36 @@ pub(crate) fn empty_capability_bounds() {
     // SAFETY: the arguments are integers. EINVAL says that there is no such capability any more.
     while unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == 0 {
         capability += 1;
+    }
+}
+
+/// Says `last` to the other end of `daemon`, then sleeps until that is closed, and ends. It returns
+/// only if it cannot begin.
+///
+/// From before its last word on the process can read, write and exit, and nothing else: another
+/// process of its user can trace it, but have it do nothing ([seccomp(2)], strict mode).
+///
+/// [seccomp(2)]: https://man7.org/linux/man-pages/man2/seccomp.2.html
+pub(crate) fn sleep(daemon: BorrowedFd<'_>, last: &[u8]) -> io::Error {
+    let fd = daemon.as_raw_fd();
+    // SAFETY: the arguments are integers.
+    let strict = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
+    if strict != 0 {
+        let error = io::Error::last_os_error();
+        // A kernel without seccomp; such a host has given up on this for all containers.
+        if error.raw_os_error() != Some(libc::EINVAL) {
+            return error;
+        }
+    }
+    // SAFETY: `last` is a live slice. What the library's own functions might do besides is deadly.
+    unsafe { libc::syscall(libc::SYS_write, fd, last.as_ptr(), last.len()) };
+    let mut byte = 0_u8;
+    loop {
+        // SAFETY: `byte` is a live byte.
+        if unsafe { libc::syscall(libc::SYS_read, fd, &raw mut byte, 1) } == 0 {
+            // SAFETY: it does not return; there is one thread.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        }
     }
 }
 

@@ -14,7 +14,8 @@ const TYPE: &str = "runtime.v1.PodSandboxConfig";
 /// Reads a pod's configuration; `None` if there is none.
 ///
 /// # Errors
-/// [`Error::Invalid`] that quotes the type URL: the type is not known, or the value is not of it.
+/// [`Error::Invalid`] that quotes the type URL: the type is not known, or the value is not of it; as
+/// [`Pod::check`].
 pub(crate) fn decode(any: &Any) -> Result<Option<Pod>> {
     let url = any.type_url.as_str();
     if url.is_empty() && any.value.is_empty() {
@@ -27,6 +28,7 @@ pub(crate) fn decode(any: &Any) -> Result<Option<Pod>> {
     config(&any.value, &mut pod).map_err(|error| {
         Error::Invalid(format!("sandbox options are not a message of type {url:?}: {error}"))
     })?;
+    pod.check()?;
     Ok(Some(pod))
 }
 

@@ -50,6 +50,7 @@ fn the_holder_has_the_pods_namespaces_and_nothing_else() {
             assert_eq!(line(pid, set), "0000000000000000", "{name}: {set}");
         }
         assert_eq!(line(pid, "NoNewPrivs"), "1", "{name}");
+        assert_eq!(line(pid, "Seccomp"), "1", "{name}: it can read, write and exit");
         let root = fs::read_dir(format!("/proc/{pid}/root/")).unwrap();
         assert_eq!(root.count(), 0, "{name}: its root directory is empty");
         let error = fs::write(format!("/proc/{pid}/root/x"), "").unwrap_err();
