@@ -1,5 +1,6 @@
 //! Many pods at once.
 
+use std::panic::resume_unwind;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,18 +28,24 @@ fn many(bed: &Bed<'_>) {
     let began = Instant::now();
     let pods: Vec<_> = thread::scope(|scope| {
         let starts: Vec<_> = names.iter().map(|name| scope.spawn(move || start(name))).collect();
-        starts.into_iter().map(|start| start.join().unwrap()).collect()
+        starts
+            .into_iter()
+            .map(|start| start.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
     });
     let started = began.elapsed();
     let processes: usize = pods.iter().map(|pod| pod.processes().len()).sum();
     let ids: Vec<_> = pods.iter().map(|pod| pod.id.clone()).collect();
     let all = cri.containers().into_iter();
-    let running = all.filter(|c| ids.contains(&c.pod_sandbox_id) && c.state == RUNNING).count();
-    assert_eq!(running, 3 * count);
+    let all: Vec<_> = all.filter(|container| ids.contains(&container.pod_sandbox_id)).collect();
+    let ended: Vec<_> = all.iter().filter(|container| container.state != RUNNING).collect();
+    assert!(all.len() == 3 * count && ended.is_empty(), "{} containers, {ended:?}", all.len());
     let began = Instant::now();
     thread::scope(|scope| {
-        for pod in pods {
-            scope.spawn(move || pod.remove());
+        let removals: Vec<_> =
+            pods.into_iter().map(|pod| scope.spawn(move || pod.remove())).collect();
+        for removal in removals {
+            removal.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
     });
     let seconds = |time: Duration| time.as_secs_f32();
