@@ -32,6 +32,10 @@ const DELIVER: Duration = Duration::from_secs(5);
 /// How long requests that are being answered may take at the end; the answer to Shutdown is one.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// How long the daemon waits at the end for its peers to hang up, which they do at once when the last
+/// answer was the one to a shutdown.
+const HANG_UP: Duration = Duration::from_millis(500);
+
 /// Serves the tasks of one pod until containerd shuts the daemon down or SIGTERM comes.
 ///
 /// # Errors
@@ -90,6 +94,7 @@ async fn life(
     if timeout(ANSWER, in_flight.idle()).await.is_err() {
         log::warn!("requests are left without an answer");
     }
+    let _ = timeout(HANG_UP, in_flight.hung_up()).await; // others may stay
     server.abort();
     log::info!("berth ends");
     Ok(())

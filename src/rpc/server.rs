@@ -45,10 +45,12 @@ pub(crate) trait Handler: 'static {
     ) -> impl Future<Output = Result<Vec<u8>>>;
 }
 
-/// Counts requests that are being answered, so that the daemon ends after the last answer.
+/// Counts requests that are being answered and connections, so that the daemon ends after the last
+/// answer has been read.
 #[derive(Default)]
 pub(crate) struct InFlight {
     count: Cell<usize>,
+    connections: Cell<usize>,
     none: Notify,
 }
 
@@ -58,10 +60,38 @@ impl InFlight {
         Answering(self.clone())
     }
 
+    fn connect(self: &Rc<Self>) -> Connected {
+        self.connections.set(self.connections.get() + 1);
+        Connected(self.clone())
+    }
+
     /// Resolves when no request is being answered.
     pub(crate) async fn idle(&self) {
         while self.count.get() > 0 {
             self.none.notified().await;
+        }
+    }
+
+    /// Resolves when all peers have hung up.
+    ///
+    /// containerd's client does not read an answer for sure where the connection ends right behind it:
+    /// it [chooses] between the two, and a closed one is a failure to `ShutdownSandbox`.
+    ///
+    /// [chooses]: https://github.com/containerd/ttrpc/blob/v1.2.7/client.go#L545
+    pub(crate) async fn hung_up(&self) {
+        while self.connections.get() > 0 {
+            self.none.notified().await;
+        }
+    }
+}
+
+struct Connected(Rc<InFlight>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+        if self.0.connections.get() == 0 {
+            self.0.none.notify_waiters();
         }
     }
 }
@@ -105,6 +135,7 @@ pub(crate) async fn serve<H: Handler>(
 
 /// Reads requests until the peer hangs up or breaks the protocol.
 async fn connection<H: Handler>(stream: UnixStream, handler: Rc<H>, in_flight: Rc<InFlight>) {
+    let _connected = in_flight.connect();
     let (read, write) = stream.into_split();
     let mut reader = BufReader::with_capacity(READ_BUFFER, read);
     let writer = Rc::new(Mutex::new(write));
