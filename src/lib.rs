@@ -12,7 +12,8 @@
 //! daemon.rs     the long life: sub-reaper, signals, server, end; log.rs: records -> `log` FIFO
 //! service/      the ttrpc services: decode, call, encode
 //! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
-//!               handover.rs: what is left to the runtime; create.rs, exec.rs, exit.rs: its beginnings and ends; oom.rs: tells of OOM kills;
+//!               create.rs, exec.rs, exit.rs: its beginnings and ends; handover.rs: what is left to
+//!               the runtime; pod.rs: the sandbox beside it; oom.rs: tells of OOM kills;
 //!               process.rs: id, pid, stdio, state; state.rs: the lifecycle as one pure table
 //! sandbox/      kind.rs: sandbox, pod container or single; sizing.rs: CPUs and memory; pod.rs: how a
 //!               pod was asked for; all pure. A sandbox that is no container: held.rs: its life;
@@ -34,8 +35,7 @@
 //!               we need
 //! config/       mod.rs: typed `Config`, checked once; source.rs: which file wins; file.rs: safe to
 //!               read? document.rs, body.rs: TOML -> tree with places; section.rs: keys out of it;
-//!               entry.rs: one runtime of the table;
-//!               show.rs: `config show` and `check`
+//!               entry.rs: one runtime of the table; show.rs: `config show` and `check`
 //! rootless.rs   whether we are in a user namespace, and where files go then
 //! socket.rs     address of a group's shim; bind, probe, unlink guard
 //! ids.rs        `ContainerId`, `ExecId`, `Namespace`, `Pid`: checked once, where they enter
