@@ -68,7 +68,7 @@ pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>> {
             if own.state.is_none() {
                 remove_unused_socket(&own, flags);
             }
-            remove(group(own));
+            remove(group(own), Instant::now() + RUNTIME + PROCESSES);
         }
     }
     let mut response = DeleteResponse::new();
@@ -119,17 +119,23 @@ fn members(dir: &Path, group: &str) -> Vec<Leftover> {
         .collect()
 }
 
-/// Removes a sandbox that is no container, after all containers of its pod: those are elsewhere,
-/// and containerd runs `delete` for none of them.
+/// Removes a sandbox that is no container, and all containers of its pod: those are elsewhere, and
+/// containerd runs `delete` for none of them. Half of that would help nobody: if the daemon lives,
+/// or may live as it hangs, all is left to it.
 fn remove_sandbox(own: &Leftover, pod: &PodState) {
-    if !socket::is_alive(&pod.socket, own.id.as_str()) {
-        remove(pod.bundles.iter().flat_map(|dir| members(dir, &pod.group)).collect());
-        socket::remove_dead(&pod.socket);
+    if socket::is_alive(&pod.socket, own.id.as_str()) {
+        log::warn!("sandbox {:?} is left alone: its daemon lives", own.id.as_str());
+        return;
     }
-    let until = Instant::now() + PROCESSES;
-    if let Some(holder) = pod.holder.and_then(saved_process) {
+    let holder = pod.holder.and_then(saved_process);
+    if let Some(holder) = &holder {
         let _ = pidfd_send_signal(holder.as_fd(), libc::SIGKILL); // it may have ended
-        ended(&holder, until);
+    }
+    let until = Instant::now() + RUNTIME + PROCESSES;
+    remove(pod.bundles.iter().flat_map(|dir| members(dir, &pod.group)).collect(), until);
+    socket::remove_dead(&pod.socket);
+    if let Some(holder) = &holder {
+        ended(holder, until);
     }
     let removed = pod.cgroup.as_ref().map_or(Ok(()), |cgroup| remove_cgroup(cgroup, until));
     for failure in
@@ -139,14 +145,13 @@ fn remove_sandbox(own: &Leftover, pod: &PodState) {
     }
 }
 
-/// Removes all of them at once, so that many take no longer than one.
-fn remove(leftovers: Vec<Leftover>) {
+/// Removes all of them at once, so that many take no longer than one: until then, of which the
+/// last [`PROCESSES`] are not the runtime's.
+fn remove(leftovers: Vec<Leftover>, until: Instant) {
     let commands: Vec<_> = leftovers.iter().filter_map(Leftover::start_runtime).collect();
-    let until = Instant::now() + RUNTIME;
     for command in &commands {
-        command.end(until);
+        command.end(until - PROCESSES);
     }
-    let until = Instant::now() + PROCESSES;
     for leftover in &leftovers {
         leftover.kill_orphaned_commands(until);
         leftover.kill(until);

@@ -244,6 +244,19 @@ fn shutdown_takes_containers_along() {
     assert!(lines.iter().any(|line| line.starts_with("delete")), "{lines:?}");
 }
 
+/// Runs `delete` of the pod, which leaves nothing of it; the pid that it says.
+#[track_caller]
+fn delete(host: &Host) -> i32 {
+    let deleted = host.delete("pod");
+    assert_eq!(deleted.response.exit_status, 137);
+    assert!(deleted.took < Duration::from_secs(5), "{:?}", deleted.took);
+    assert!(host.processes().is_empty(), "{:?}", host.processes());
+    assert!(host.mounts().is_empty(), "{:?}", host.mounts());
+    assert_eq!(host.states(), Vec::<PathBuf>::new());
+    clear_parents(host);
+    i32::try_from(deleted.response.pid).unwrap()
+}
+
 #[test]
 fn delete_cleans_up_after_a_killed_daemon_and_its_pod() {
     if skipped("the sandbox service") {
@@ -261,14 +274,7 @@ fn delete_cleans_up_after_a_killed_daemon_and_its_pod() {
             let stat = fs::read_to_string(format!("/proc/{holder}/stat")).unwrap_or_default();
             (stat.is_empty() || stat.contains(") Z ")).then_some(())
         });
-        let deleted = host.delete("pod");
-        assert_eq!(deleted.response.exit_status, 137);
-        assert_eq!(i32::try_from(deleted.response.pid).unwrap(), holder);
-        assert!(deleted.took < Duration::from_secs(5), "{:?}", deleted.took);
-        assert!(host.processes().is_empty(), "{:?}", host.processes());
-        assert!(host.mounts().is_empty(), "{:?}", host.mounts());
-        assert_eq!(host.states(), Vec::<PathBuf>::new());
-        clear_parents(&host);
+        assert_eq!(delete(&host), holder);
         host.delete("pod"); // there is nothing to do any more
     }
 }
@@ -295,4 +301,45 @@ fn delete_cleans_up_after_a_daemon_that_was_killed_while_it_started_the_sandbox(
     assert_eq!(pod.holders(), Vec::<i32>::new());
     assert!(host.mounts().is_empty(), "{:?}", host.mounts());
     clear_parents(&host);
+}
+
+#[test]
+fn delete_is_in_time_although_the_runtime_hangs() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::scripted();
+    let (pod, holder) = Pod::started(&host, &PLAIN, "");
+    for id in ["a", "b", "c"] {
+        host.prepare(id, pod.spec("sleep 1000", holder, &["ipc"]));
+        pod.run(id);
+    }
+    host.script().set("delete", "hang");
+    pod.shim.crash();
+    assert_eq!(delete(&host), holder);
+}
+
+#[test]
+fn delete_leaves_a_pod_alone_whose_daemon_lives_or_hangs() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::new();
+    let (pod, holder) = Pod::started(&host, &PLAIN, "");
+    host.prepare("c", pod.spec("sleep 1000", holder, &["ipc"]));
+    pod.run("c");
+    let seen = || (host.files("pod"), host.mounts(), host.cgroups(), host.states());
+    let before = seen();
+    for signal in [Signal::SIGCONT, Signal::SIGSTOP] {
+        pod.shim.signal(signal);
+        let deleted = host.delete("pod");
+        pod.shim.signal(Signal::SIGCONT);
+        assert!(deleted.took < Duration::from_secs(5), "{signal}: {:?}", deleted.took);
+        assert_eq!(seen(), before, "{signal}");
+        assert_eq!(pod.status().state, "SANDBOX_READY", "{signal}");
+        pod.shim.exec_run("c", "e", "exit 1").unwrap();
+        assert_eq!(pod.shim.reap("c", "e"), 1, "{signal}");
+    }
+    assert_eq!(pod.shim.remove("c"), 137);
+    pod.end();
 }
