@@ -5,6 +5,7 @@ mod shared;
 
 use std::fs::{self, File};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use containerd_shim_protos::sandbox_api::*;
@@ -12,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use self::pod::{CONTAINER, Config, Network, PLAIN, POD, Pod, call, clear_parents, encode, text};
-use crate::support::{Code, Host, eventually, mkfifo, skipped, timed};
+use crate::support::{Code, Host, bind, eventually, image, mkfifo, skipped, timed};
 
 #[test]
 fn a_sandbox_lives_from_create_to_shutdown() {
@@ -301,6 +302,46 @@ fn delete_cleans_up_after_a_daemon_that_was_killed_while_it_started_the_sandbox(
     assert_eq!(pod.holders(), Vec::<i32>::new());
     assert!(host.mounts().is_empty(), "{:?}", host.mounts());
     clear_parents(&host);
+}
+
+#[test]
+fn delete_removes_what_shutdown_had_no_time_for() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let hurried = "deadline.delete = 1\n";
+    let cases = [
+        ("containers", "", false),
+        ("a creation that is being undone", "", true),
+        ("a creation that could not be undone", hurried, true),
+    ];
+    for (name, config, creating) in cases {
+        let host = Host::scripted().configured(config);
+        let (pod, holder) = Pod::started(&host, &PLAIN, "");
+        let ids = if creating { &["a"][..] } else { &["a", "b", "c"] };
+        ids.iter().for_each(|id| host.prepare(id, pod.spec("sleep 1000", holder, &["ipc"])));
+        host.script().set("delete", "hang");
+        if creating {
+            host.script().set("create", "late boom");
+            let (task, mut request) = (pod.shim.task(), pod.shim.request("a"));
+            let root = host.dir().join("root-of-a");
+            assert!(
+                Command::new("cp").arg("-a").args([image(), &root]).status().unwrap().success()
+            );
+            request.rootfs = vec![bind(root.to_str().unwrap(), &["rbind", "rw"])];
+            std::thread::spawn(move || task.create(&request));
+            let undone = || host.script().calls().contains(&"delete".into()).then_some(());
+            eventually("the undoing", undone);
+        } else {
+            ids.iter().for_each(|id| pod.run(id));
+        }
+        let request = ShutdownSandboxRequest { sandbox_id: "pod".into(), ..Default::default() };
+        call::<ShutdownSandboxResponse>(&pod.shim, "ShutdownSandbox", &request).unwrap();
+        pod.shim.wait_gone();
+        assert!(!host.states().is_empty(), "{name}: nothing is left to test");
+        host.script().reset();
+        delete(&host);
+    }
 }
 
 #[test]

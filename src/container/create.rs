@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::bundle::{self, Bundle, Spec};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Removal};
 use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, Request};
 use crate::container::handover::Handover;
 use crate::container::oom::Oom;
@@ -26,7 +26,7 @@ use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
 use crate::reaper::Child;
 use crate::rootfs::{self, FuseOverlay, Mount, RootfsMount};
 use crate::runtime::table::{self, Resolved};
-use crate::runtime::{self, Call, Runtime};
+use crate::runtime::{self, Call, Runtime, failure};
 use crate::sandbox::kind::Kind;
 use crate::sys::child::start_time;
 use crate::wire::options::RuntimeOptions;
@@ -56,10 +56,15 @@ pub(crate) struct Creation {
 struct Reservation<'a> {
     containers: &'a Containers,
     id: ContainerId,
+    /// Something of the container stays, for `delete`: the pod is not empty.
+    keep: bool,
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
         let mut map = self.containers.map.borrow_mut();
         if matches!(map.get(&self.id), Some(Slot::Reserved(_))) {
             map.remove(&self.id);
@@ -73,16 +78,20 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// Removes berth's files from the bundle unless the container was made.
+/// Removes berth's files from the bundle unless the container was made, or the daemon ends before
+/// all that was made is undone: then `delete` goes by them.
 struct Record<'a> {
+    containers: &'a Containers,
     bundle: &'a Bundle,
     state: bundle::State,
     keep: bool,
+    undone: bool,
 }
 
 impl Drop for Record<'_> {
     fn drop(&mut self) {
-        if !self.keep {
+        let is_needed = !self.undone && self.containers.closing.get();
+        if !self.keep && !is_needed {
             self.bundle.remove_state();
         }
     }
@@ -111,7 +120,7 @@ impl Containers {
         let bundle = Bundle::open(&bundle)?;
         let spec = bundle.spec()?;
         let kind = Kind::of(&spec.annotations)?;
-        let _reservation = self.reserve(&id, &kind)?;
+        let mut reservation = self.reserve(&id, &kind)?;
         stdio.check()?;
         if !checkpoint.is_empty() {
             return Err(Error::Unimplemented("restore from a checkpoint".into()));
@@ -140,9 +149,11 @@ impl Containers {
         let made = match make(&runtime, &call, &init, io_owner, &mut record).await {
             Ok(made) => made,
             Err(error) => {
-                undo(&runtime, &call).await;
+                let undone = undo(&runtime, &call).await;
                 // Dropped it would unmount here, on the event loop, which may take a while.
-                mounted.unmount().await.unwrap_or_else(|error| log::warn!("{error}"));
+                let unmounted = mounted.unmount().await.inspect_err(|error| log::warn!("{error}"));
+                record.undone = undone && unmounted.is_ok();
+                reservation.keep = !record.undone && self.closing.get();
                 return Err(error);
             }
         };
@@ -222,13 +233,13 @@ impl Containers {
             }
         }
         map.insert(id.clone(), Slot::Reserved(kind.clone()));
-        Ok(Reservation { containers: self, id: id.clone() })
+        Ok(Reservation { containers: self, id: id.clone(), keep: false })
     }
 
     /// Writes what `delete` must know before anything has to be undone.
-    fn record<'a>(&self, bundle: &'a Bundle, runtime: &Runtime) -> Result<Record<'a>> {
+    fn record<'a>(&'a self, bundle: &'a Bundle, runtime: &Runtime) -> Result<Record<'a>> {
         let state = bundle::State::new(self.group.clone(), self.socket.clone(), runtime.clone());
-        let record = Record { bundle, state, keep: false };
+        let record = Record { containers: self, bundle, state, keep: false, undone: false };
         record.bundle.save(&record.state)?;
         Ok(record)
     }
@@ -317,15 +328,19 @@ pub(super) async fn receive(socket: ConsoleSocket) -> Result<std::os::fd::OwnedF
     socket.receive(Instant::now() + CONSOLE).await
 }
 
-/// Removes what a runtime may have made of a container before it failed. Failures are expected:
-/// most often there is nothing.
-async fn undo(runtime: &Runtime, call: &Call<'_>) {
+/// Removes what a runtime may have made of a container before it failed; whether nothing is left
+/// for sure. Failures are expected: most often there is nothing.
+async fn undo(runtime: &Runtime, call: &Call<'_>) -> bool {
     let until = Instant::now() + UNDO;
     let undo = Call::new(call.id, call.bundle, call.reaper, Some(until));
-    if let Err(error) = runtime.delete(&undo, true).await {
-        log::debug!("undoing the failed create of {:?}: {error}", call.id.as_str());
-    }
-    let Some(cgroup) = call.stray() else { return };
+    let deleted = match runtime.delete(&undo, true).await {
+        Ok(()) => true,
+        Err(error) => {
+            log::debug!("undoing the failed create of {:?}: {error}", call.id.as_str());
+            matches!(error, Error::Runtime { message, .. } if failure::is_deleted(&message))
+        }
+    };
+    let Some(cgroup) = call.stray() else { return deleted };
     let gone = async {
         while cgroup.populated().unwrap_or(false) {
             let _ = cgroup.kill(); // repeated until nothing is left or the time is over
@@ -333,7 +348,8 @@ async fn undo(runtime: &Runtime, call: &Call<'_>) {
         }
     };
     let _ = timeout_at(until, gone).await;
-    if let Err(error) = cgroup.remove() {
+    let removed = cgroup.remove().inspect_err(|error| {
         log::warn!("cgroup of the failed create of {:?} stays: {error}", call.id.as_str());
-    }
+    });
+    deleted && matches!(removed, Ok(Removal::Gone))
 }

@@ -95,9 +95,12 @@ impl Containers {
                 self.closing.set(true);
                 self.remove_all(Instant::now() + REMOVAL).await;
                 // What is left then is for `delete`, and the answer is that it goes.
-                match sandbox.stop().await {
-                    Ok(()) => sandbox.forget(),
-                    Err(error) => log::warn!("sandbox {id:?}: {error}"),
+                let stopped = sandbox.stop().await;
+                let left: Vec<_> = self.map.borrow().keys().map(ToString::to_string).collect();
+                match stopped {
+                    Ok(()) if left.is_empty() => sandbox.forget(),
+                    Ok(()) => log::warn!("sandbox {id:?} leaves its containers {left:?}"),
+                    Err(error) => log::warn!("sandbox {id:?}: {error}; its containers: {left:?}"),
                 }
             }
             None if self.map.borrow().is_empty() => {}
