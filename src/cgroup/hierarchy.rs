@@ -162,6 +162,14 @@ impl Hierarchies {
         Err(Error::Invalid(format!("shim cgroup {path:?} does not exist: create it first")))
     }
 
+    /// Whether `dir` is a hierarchy's root, a cgroup in `shim` (as in `/proc/PID/cgroup`), or around
+    /// one of these.
+    pub(super) fn is_around(&self, dir: &Path, shim: &str) -> bool {
+        let own = memberships(shim).filter_map(|member| self.locate(member));
+        let roots = self.mounts.iter().map(|mount| mount.target.clone());
+        own.chain(roots).any(|inner| inner.starts_with(dir))
+    }
+
     /// The directory of a cgroup; `None` if it is not visible here, or is all that is.
     fn locate(&self, member: Membership<'_>) -> Option<PathBuf> {
         let path = Path::new(member.path);

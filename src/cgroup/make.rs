@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::cgroup::file::write;
+use crate::cgroup::file::{Reader, write};
 use crate::cgroup::hierarchy::{Hierarchies, clean};
-use crate::cgroup::{Cgroup, Directory};
+use crate::cgroup::{Cgroup, Directory, tree};
 use crate::error::{Error, Result};
 use crate::ids::Pid;
 
@@ -26,6 +26,24 @@ impl Hierarchies {
             }
         }
         cgroup
+    }
+
+    /// Refuses a cgroup in which a process is, in any hierarchy or nested cgroup, and those that
+    /// [`Cgroup::of`] leaves out: whoever ended or removed them would hit strangers.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::Io`] if that cannot be found out.
+    pub(crate) fn refuse_used(&self, cgroup: &Cgroup) -> Result<()> {
+        let (mut reader, own) = (Reader::new(), Path::new("/proc/self/cgroup"));
+        let shim = reader.list(own).map_err(Error::io("read", own))?.unwrap_or_default();
+        for dir in cgroup.directories() {
+            let used = self.is_around(dir, shim) || occupied(dir)?;
+            if used {
+                let id = dir.display().to_string();
+                return Err(Error::Exists { what: "populated cgroup", id });
+            }
+        }
+        Ok(())
     }
 
     /// Makes the cgroup [`at`](Self::at) `path`, with those around it, where it does not exist.
@@ -51,13 +69,33 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Io`] if one of the hierarchies refuses.
     pub(crate) fn add(&self, pid: Pid) -> Result<()> {
-        for dir in self.v1.iter().map(|dir| &dir.path).chain(&self.v2) {
+        for dir in self.directories() {
             let procs = dir.join("cgroup.procs");
             write(&procs, &pid.to_string())
                 .map_err(Error::io("move a process to a cgroup by writing", &procs))?;
         }
         Ok(())
     }
+
+    fn directories(&self) -> impl Iterator<Item = &PathBuf> {
+        self.v1.iter().map(|dir| &dir.path).chain(&self.v2)
+    }
+}
+
+/// Whether a process is in `dir` or nested in it, also one whose pid is not known here.
+fn occupied(dir: &Path) -> Result<bool> {
+    let mut reader = Reader::new();
+    for dir in tree::nested(dir).map_err(Error::io("list the processes of", dir))? {
+        // A threaded cgroup of v2 lists threads only.
+        for list in ["cgroup.procs", "cgroup.threads"] {
+            let path = dir.join(list);
+            let text = reader.list(&path).map_err(Error::io("read", &path))?;
+            if text.is_some_and(|text| !text.trim().is_empty()) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// Makes one directory, unless it is there, such that processes can be in it or below it.
@@ -135,8 +173,45 @@ mod tests {
             let cgroup = hierarchies.at(path);
             let made = dir.path().join(expected).join("b/c");
             assert!(made.is_dir(), "{name}");
-            let dirs: Vec<_> = cgroup.v1.iter().map(|dir| &dir.path).chain(&cgroup.v2).collect();
-            assert_eq!(dirs, [&made], "{name}");
+            assert_eq!(cgroup.directories().collect::<Vec<_>>(), [&made], "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_with_processes_is_nobody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().display();
+        let table = format!(
+            "1 1 0:1 / {root}/cpu rw - cgroup x rw,cpu\n1 1 0:1 / {root}/pids rw - cgroup x rw,pids\n"
+        );
+        let lists = [
+            ("free", "", ""),
+            ("used/nested", "cgroup.procs", "7\n"),
+            ("far", "cgroup.procs", "0\n"), // of another PID namespace
+            ("threaded", "cgroup.threads", "7\n"),
+        ];
+        for (path, list, text) in lists {
+            let path = dir.path().join("cpu").join(path);
+            fs::create_dir_all(&path).unwrap();
+            fs::create_dir_all(dir.path().join("pids")).unwrap();
+            fs::write(path.join("cgroup.procs"), "").unwrap();
+            if !list.is_empty() {
+                fs::write(path.join(list), text).unwrap();
+            }
+        }
+        let hierarchies = Hierarchies::parse(&table);
+        let cases = [("/none", true), ("/free", true), ("/used", false), ("/far", false)];
+        for (path, expected) in cases.into_iter().chain([("/threaded", false), ("/", false)]) {
+            let checked = hierarchies.refuse_used(&hierarchies.at(Path::new(path)));
+            assert_eq!(checked.is_ok(), expected, "{path}: {checked:?}");
+            if let Err(error) = checked {
+                assert!(matches!(error, Error::Exists { .. }), "{path}: {error}");
+            }
+        }
+        let shim = "2:pids:/s/shim\n1:cpu:/\n";
+        for (path, expected) in [("s", true), ("s/shim", true), ("s/shim/c", false), ("x", false)] {
+            let dir = dir.path().join("pids").join(path);
+            assert_eq!(hierarchies.is_around(&dir, shim), expected, "{path}");
         }
     }
 }

@@ -178,6 +178,8 @@ impl Sandbox {
         let path = self.pod.cgroup(self.home.namespace.as_str(), &self.id)?;
         let hierarchies = Hierarchies::read()?;
         let cgroup = hierarchies.at(&path);
+        // What is saved is killed and removed: never a cgroup that somebody else has.
+        hierarchies.refuse_used(&cgroup)?;
         self.save(|state| state.cgroup = Some(cgroup.clone()))?;
         match hierarchies.make(&path) {
             Ok(()) => Ok(Some(cgroup)),
