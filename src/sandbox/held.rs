@@ -10,7 +10,8 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, watch};
+use tokio::select;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout_at};
 
@@ -73,6 +74,8 @@ pub(crate) struct Sandbox {
     saved: RefCell<PodState>,
     /// Start and Stop take turns.
     turn: Mutex<()>,
+    /// How many Stops want theirs: no Start goes on then.
+    stopping: watch::Sender<usize>,
     stage: watch::Sender<Stage>,
     created_at: Cell<SystemTime>,
     pid: Cell<Option<Pid>>,
@@ -103,6 +106,7 @@ impl Sandbox {
             network,
             saved: RefCell::new(saved),
             turn: Mutex::default(),
+            stopping: watch::Sender::new(0),
             stage: watch::Sender::new(Stage::Created),
             created_at: Cell::new(SystemTime::now()),
             pid: Cell::default(),
@@ -131,9 +135,10 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`Error::Exists`] once started, as containerd's own sandbox controller has it;
-    /// [`Error::State`] after Stop; [`Error::Io`] and [`Error::Sys`] with what did not work.
+    /// [`Error::State`] after Stop, also if that comes meanwhile; [`Error::Deadline`];
+    /// [`Error::Io`] and [`Error::Sys`] with what did not work.
     pub(crate) async fn start(self: &Rc<Self>, deadline: Option<Instant>) -> Result<Pid> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.take_turn(deadline).await?;
         match self.stage() {
             Stage::Created => {}
             Stage::Ready => {
@@ -141,7 +146,12 @@ impl Sandbox {
             }
             Stage::Ended(_) => return Err(self.refuse("start", "stopped")),
         }
-        let made = self.make(deadline).await;
+        let mut stopping = self.stopping.subscribe();
+        let made = select! {
+            biased;
+            _ = stopping.wait_for(|stops| *stops > 0) => Err(self.refuse("start", "being stopped")),
+            made = self.make(deadline) => made,
+        };
         if made.is_err() {
             self.lifeline.take();
             self.clean_up().await.unwrap_or_else(|error| log::warn!("{error}"));
@@ -204,12 +214,32 @@ impl Sandbox {
         });
     }
 
-    /// Ends the holder and removes cgroup and files; once that is done, it is done for good.
+    /// Start's or Stop's turn, waited for no longer than the caller waits.
+    async fn take_turn(&self, deadline: Option<Instant>) -> Result<MutexGuard<'_, ()>> {
+        let Some(deadline) = deadline else { return Ok(self.turn.lock().await) };
+        let began = Instant::now();
+        timeout_at(deadline, self.turn.lock()).await.map_err(|_| Error::Deadline {
+            what: format!("an earlier request for sandbox {:?}", self.id.as_str()),
+            limit: deadline.saturating_duration_since(began),
+        })
+    }
+
+    /// As [`Self::stop_by`], for a caller that waits as long as it takes.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn stop(&self) -> Result<()> {
+        self.stop_by(None).await
+    }
+
+    /// Ends the holder and removes cgroup and files; once that is done, it is done for good. A
+    /// Start that is under way is broken off.
     ///
     /// # Errors
     /// [`Error::Deadline`] if the holder does not end; [`Error::Io`] for what could not be removed.
-    pub(crate) async fn stop(&self) -> Result<()> {
-        let _turn = self.turn.lock().await;
+    pub(crate) async fn stop_by(&self, deadline: Option<Instant>) -> Result<()> {
+        let _stop = Stopping::new(&self.stopping);
+        let _turn = self.take_turn(deadline).await?;
         if let Some(pidfd) = &*self.pidfd.borrow() {
             let _ = pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL); // it may have ended
         }
@@ -217,8 +247,11 @@ impl Sandbox {
             Stage::Created => self.ended(Exit::killed()),
             Stage::Ready => {
                 let what = format!("the holder of sandbox {:?}", self.id.as_str());
-                let late = |_| Error::Deadline { what, limit: END };
-                timeout_at(Instant::now() + END, self.wait()).await.map_err(late)?;
+                let (began, latest) = (Instant::now(), Instant::now() + END);
+                let until = deadline.map_or(latest, |deadline| deadline.min(latest));
+                let limit = until.saturating_duration_since(began);
+                let late = |_| Error::Deadline { what, limit };
+                timeout_at(until, self.wait()).await.map_err(late)?;
             }
             Stage::Ended(_) => {}
         }
@@ -333,6 +366,22 @@ impl Sandbox {
 
     fn refuse(&self, change: &'static str, state: &'static str) -> Error {
         Error::State { id: self.id.to_string(), change, state }
+    }
+}
+
+/// One Stop, from before its turn to its end.
+struct Stopping<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Stopping<'a> {
+    fn new(stops: &'a watch::Sender<usize>) -> Self {
+        stops.send_modify(|stops| *stops += 1);
+        Self(stops)
+    }
+}
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|stops| *stops -= 1);
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) async fn call(
         "StopSandbox" => {
             let request: api::StopSandboxRequest = decode(payload)?;
             // The time is for what can end in an orderly way; a holder has nothing to put in order.
-            containers.sandbox(&request.sandbox_id)?.stop().await?;
+            containers.sandbox(&request.sandbox_id)?.stop_by(deadline).await?;
             empty()
         }
         "WaitSandbox" => encode(wait(containers, &decode(payload)?, deadline).await?),
