@@ -211,6 +211,9 @@ impl Containers {
     fn reserve(&self, id: &ContainerId, kind: &Kind) -> Result<Reservation<'_>> {
         self.takes_new()?;
         let admission = self.admits(kind)?;
+        if self.held().is_some_and(|sandbox| sandbox.id == *id) {
+            return Err(Error::Exists { what: "sandbox", id: id.to_string() });
+        }
         let mut map = self.map.borrow_mut();
         if map.contains_key(id) {
             return Err(Error::Exists { what: "container", id: id.to_string() });

@@ -20,12 +20,17 @@ impl Containers {
     /// Notes what the pod's sandbox shall be.
     ///
     /// # Errors
-    /// [`Error::Exists`] if the pod has one, and as [`Sandbox::new`].
+    /// [`Error::Exists`] if the pod has one, or the shim has a container without it; and as
+    /// [`Sandbox::new`].
     pub(crate) fn create_sandbox(&self, request: Request) -> Result<()> {
         self.takes_new()?;
         let other = self.held().map(|first| first.id.clone()).or_else(|| self.sandbox_container());
         if let Some(first) = other {
             return Err(Error::Exists { what: "the pod's sandbox", id: first.to_string() });
+        }
+        if let Some(container) = self.map.borrow().keys().next() {
+            let what = "the shim is taken: a container without this sandbox,";
+            return Err(Error::Exists { what, id: container.to_string() });
         }
         let home = Home {
             group: self.group.clone(),
