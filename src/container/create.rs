@@ -146,7 +146,14 @@ impl Containers {
         let init = Rc::new(Process::new(id.to_string(), None, stdio));
         let io_owner = (options.io_uid, options.io_gid);
         let call = Call::new(&id, &bundle, &self.reaper, deadline);
-        let made = match make(&runtime, &call, &init, io_owner, &mut record).await {
+        // Once the holder has ended, its pid, by which the spec names namespaces, may be another's.
+        let in_pod = || self.admits(&kind).map(drop);
+        let made = async {
+            in_pod()?;
+            let made = make(&runtime, &call, &init, io_owner, &mut record).await?;
+            in_pod().map(|()| made)
+        };
+        let made = match made.await {
             Ok(made) => made,
             Err(error) => {
                 let undone = undo(&runtime, &call).await;
