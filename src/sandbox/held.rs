@@ -154,7 +154,8 @@ impl Sandbox {
         };
         if made.is_err() {
             self.lifeline.take();
-            self.clean_up().await.unwrap_or_else(|error| log::warn!("{error}"));
+            let until = Instant::now() + END;
+            self.clean_up(until).await.unwrap_or_else(|error| log::warn!("{error}"));
         }
         made
     }
@@ -240,6 +241,8 @@ impl Sandbox {
     pub(crate) async fn stop_by(&self, deadline: Option<Instant>) -> Result<()> {
         let _stop = Stopping::new(&self.stopping);
         let _turn = self.take_turn(deadline).await?;
+        let latest = Instant::now() + END;
+        let until = deadline.map_or(latest, |deadline| deadline.min(latest));
         if let Some(pidfd) = &*self.pidfd.borrow() {
             let _ = pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL); // it may have ended
         }
@@ -247,15 +250,13 @@ impl Sandbox {
             Stage::Created => self.ended(Exit::killed()),
             Stage::Ready => {
                 let what = format!("the holder of sandbox {:?}", self.id.as_str());
-                let (began, latest) = (Instant::now(), Instant::now() + END);
-                let until = deadline.map_or(latest, |deadline| deadline.min(latest));
-                let limit = until.saturating_duration_since(began);
+                let limit = until.saturating_duration_since(Instant::now());
                 let late = |_| Error::Deadline { what, limit };
                 timeout_at(until, self.wait()).await.map_err(late)?;
             }
             Stage::Ended(_) => {}
         }
-        self.clean_up().await
+        self.clean_up(until).await
     }
 
     /// Resolves when the sandbox has ended; at once if that was earlier.
@@ -271,10 +272,10 @@ impl Sandbox {
     }
 
     /// Removes cgroup and files, as far as they are there.
-    async fn clean_up(&self) -> Result<()> {
+    async fn clean_up(&self, until: Instant) -> Result<()> {
         let cgroup = self.saved.borrow().cgroup.clone();
         let removed = match &cgroup {
-            Some(cgroup) => remove(cgroup).await,
+            Some(cgroup) => remove(cgroup, until).await,
             None => Ok(()),
         };
         let files = self.files.remove();
@@ -386,8 +387,7 @@ impl Drop for Stopping<'_> {
 }
 
 /// Removes a cgroup whose last process has just ended, or is about to.
-async fn remove(cgroup: &Cgroup) -> Result<()> {
-    let until = Instant::now() + END;
+async fn remove(cgroup: &Cgroup, until: Instant) -> Result<()> {
     while cgroup.remove()? == Removal::Busy {
         if Instant::now() >= until {
             let busy = io::Error::from_raw_os_error(libc::EBUSY);
