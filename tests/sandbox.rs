@@ -1,5 +1,6 @@
 //! The sandbox service: pods without a pause container.
 
+mod between;
 mod pod;
 mod shared;
 
