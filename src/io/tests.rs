@@ -432,7 +432,8 @@ fn undrained_output_without_a_reader_says_so() {
         let fifos = Fifos::new();
         let (io, child) = fifos.open(&["stdout", "stderr"]);
         let process = spawn("head -c 1000000 /dev/zero >&2", child);
-        let undrained = io.drained(in_ms(200)).await.unwrap_err();
+        // Time enough for the program to begin on a busy machine.
+        let undrained = io.drained(in_ms(2000)).await.unwrap_err();
         assert_eq!(undrained.to_string(), "nobody reads stderr: its FIFO is full");
         assert_idle("output that nobody reads").await;
         end(process);

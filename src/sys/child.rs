@@ -48,10 +48,16 @@ pub(crate) fn spawn(
     files: Option<FileLimit>,
 ) -> io::Result<Pid> {
     let [stdin, stdout, stderr] = streams;
-    let parent = nix::unistd::getpid();
     let mut command = command(program, args, cwd, env);
     command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
+    spawn_bound(command, files)
+}
+
+/// Starts `command` in a process group of its own, with an empty signal mask, the limit `files` or
+/// else ours, and a death by SIGKILL with the thread that called; the caller owes it a wait.
+pub(super) fn spawn_bound(mut command: Command, files: Option<FileLimit>) -> io::Result<Pid> {
     command.process_group(0);
+    let parent = nix::unistd::getpid();
     let before_exec = move || {
         // `Command` hands on our mask, and containers would get it from the runtime.
         SigSet::empty().thread_set_mask()?;

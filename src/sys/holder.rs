@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
-use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
 
+use super::child::spawn_bound;
 use super::mount::{Depth, copy_mount, make_read_only};
 use crate::ids::Pid;
 
@@ -38,23 +37,9 @@ pub(crate) fn spawn_holder(argv0: &OsStr, args: &[&OsStr], stdin: OwnedFd) -> io
         None => PathBuf::from("/proc/self/exe"),
     };
     let mut command = Command::new(program);
-    command.arg0(argv0).args(args).env_clear().current_dir("/").process_group(0);
+    command.arg0(argv0).args(args).env_clear().current_dir("/");
     command.stdin(Stdio::from(stdin)).stdout(Stdio::null()).stderr(Stdio::null());
-    let parent = nix::unistd::getpid();
-    let before_exec = move || {
-        SigSet::empty().thread_set_mask()?;
-        prctl::set_pdeathsig(Signal::SIGKILL)?;
-        // The parent may have died before prctl took effect.
-        if nix::unistd::getppid() != parent {
-            return Err(Errno::ESRCH.into());
-        }
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure makes system calls only and touches no lock and
-    // no memory that another thread could hold.
-    unsafe { command.pre_exec(before_exec) };
-    let child = command.spawn()?;
-    i32::try_from(child.id()).ok().and_then(Pid::new).ok_or_else(|| Errno::ESRCH.into())
+    spawn_bound(command, None)
 }
 
 /// The user namespace that owns `namespace`, of any kind. Linux 4.9.
