@@ -249,6 +249,13 @@ fn a_cgroup_with_the_shim_in_it_is_not_killed() {
 const HOG: &str = "head -c 64M /dev/zero |
     sh -c 'echo 1000 >/proc/self/oom_score_adj; exec tail >/dev/null'";
 
+/// Checks the number of processes killed for one hog: the kernel takes one more where the memory of
+/// the first is not free soon enough, as on a busy machine.
+fn some_of_the_hog(killed: u64) -> u64 {
+    assert!((1..=3).contains(&killed), "{killed} killed");
+    killed
+}
+
 impl Playground {
     /// Where memory is counted, if it is.
     fn memory(&self) -> Option<PathBuf> {
@@ -298,11 +305,13 @@ fn an_oom_kill_is_told_once_each() {
     with_memory_limit("oom", async |playground, dir, watch| {
         assert_eq!(watch.check(), None, "nothing happened");
         assert!(!told(watch, 50).await);
-        for total in 1..3 {
+        let mut total = 0;
+        for _ in 0..2 {
             playground.run(dir, HOG);
             // As for a process that was just reaped: the counter knows already.
             let kills = watch.check().unwrap();
-            assert_eq!((kills.new, kills.total), (1, total));
+            total += some_of_the_hog(kills.new);
+            assert_eq!(kills.total, total);
             assert_ne!(kills.limit, oom::Limit::Around);
             assert_eq!(watch.check(), None, "told before");
             tokio::time::sleep(Duration::from_millis(150)).await;
@@ -346,7 +355,7 @@ fn a_kill_in_a_nested_cgroup_and_its_removal() {
         fs::create_dir(&nested).unwrap();
         playground.run(&nested, HOG);
         let kills = watch.check().unwrap();
-        assert_eq!((kills.new, kills.total), (1, 1));
+        assert_eq!(kills.total, some_of_the_hog(kills.new));
         assert_ne!(kills.limit, oom::Limit::Around);
         playground.remove();
         // v1 notifies of that, too.
