@@ -101,6 +101,7 @@ mod rpc;
 mod runtime;
 mod sandbox;
 mod service;
+mod size;
 mod socket;
 mod start;
 #[expect(unsafe_code, reason = "the system calls that no safe wrapper covers; each has its proof")]

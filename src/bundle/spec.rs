@@ -30,6 +30,17 @@ pub(crate) struct Spec {
     pub(crate) mounts: Vec<SpecMount>,
     #[serde(deserialize_with = "null_is_default")]
     linux: Linux,
+    #[serde(deserialize_with = "null_is_default")]
+    process: Process,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Process {
+    #[serde(deserialize_with = "null_is_default")]
+    apparmor_profile: String,
+    #[serde(deserialize_with = "null_is_default")]
+    selinux_label: String,
 }
 
 /// One mount of a container.
@@ -120,6 +131,17 @@ impl Spec {
         self.linux.namespaces.iter().any(|space| space.kind == "pid" && space.path.is_empty())
     }
 
+    /// Whether nobody can write where the init process writes after its end, and the host's security
+    /// modules look at nothing but file modes: an AppArmor profile or SELinux label of a container
+    /// covers pipes, but most often not a FIFO of the host, and in a user namespace a FIFO has another
+    /// owner.
+    pub(crate) fn is_confined(&self) -> bool {
+        let labelled =
+            !self.process.apparmor_profile.is_empty() || !self.process.selinux_label.is_empty();
+        let user = self.linux.namespaces.iter().any(|space| space.kind == "user");
+        self.has_own_pid_namespace() && !labelled && !user
+    }
+
     /// Whether `cgroupsPath` is of systemd's form `slice:prefix:name`, which only the systemd
     /// cgroup driver of a runtime understands.
     pub(crate) fn wants_systemd_cgroup(&self) -> bool {
@@ -172,6 +194,26 @@ mod tests {
         ];
         for (name, json, expected) in cases {
             assert_eq!(spec(json).has_own_pid_namespace(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_confines_an_init_process_is_known() {
+        let own = r#""linux":{"namespaces":[{"type":"mount"},{"type":"pid"}]}"#;
+        let cases = [
+            ("own PID namespace", format!("{{{own}}}"), true),
+            ("null", format!(r#"{{{own},"process":{{"apparmorProfile":null}}}}"#), true),
+            ("host's PID namespace", r#"{"linux":{}}"#.into(), false),
+            ("AppArmor", format!(r#"{{{own},"process":{{"apparmorProfile":"p"}}}}"#), false),
+            ("SELinux", format!(r#"{{{own},"process":{{"selinuxLabel":"l"}}}}"#), false),
+            (
+                "user namespace",
+                r#"{"linux":{"namespaces":[{"type":"pid"},{"type":"user"}]}}"#.into(),
+                false,
+            ),
+        ];
+        for (name, json, expected) in cases {
+            assert_eq!(spec(&json).is_confined(), expected, "{name}");
         }
     }
 

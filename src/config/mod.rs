@@ -4,12 +4,14 @@ mod body;
 mod document;
 mod entry;
 mod file;
+mod io;
 mod section;
 mod show;
 mod source;
 
 pub(crate) use body::shim_cgroup;
 pub(crate) use entry::{BlockRootfs, Deadlines, Entry, Guest, NydusRootfs};
+pub(crate) use io::{Io, OnFull};
 pub(crate) use show::{check, show};
 pub(crate) use source::{CONFIG_ANNOTATION, Environment, RUNTIME_ANNOTATION, Request, load};
 
@@ -83,6 +85,8 @@ pub(crate) struct Config {
     pub(crate) gate: Gate,
     /// Whether fuse-overlayfs mounts overlays.
     pub(crate) fuse_overlayfs: Choice,
+    /// What happens to output that nobody takes.
+    pub(crate) io: Io,
     /// Single values under the names of runc's options; only `config_body` can have them.
     pub(crate) options: RuntimeOptions,
     /// What the configuration is, for errors that it leads to.
@@ -162,6 +166,7 @@ impl Default for Config {
             deadlines: Deadlines::default(),
             gate: Gate::default(),
             fuse_overlayfs: Choice::Auto,
+            io: Io::default(),
             options: RuntimeOptions::default(),
             origin: "built-in defaults".into(),
         }
@@ -187,6 +192,7 @@ impl Config {
         let deadlines = deadlines(&mut top, None);
         let gate = gate(&mut top, via);
         let fuse_overlayfs = top.take("fuse_overlayfs", default.fuse_overlayfs);
+        let io = io::io(&mut top);
         let mut runtimes = BTreeMap::new();
         for (name, place, table) in top.take_tables("runtimes") {
             let key = format!("runtimes.{}", show::key(&name));
@@ -198,7 +204,8 @@ impl Config {
         }
         let runtime = asked.settle(&mut top, &runtimes);
         top.finish();
-        Self { runtime, runtimes, deadlines, gate, fuse_overlayfs, options, origin: default.origin }
+        let origin = default.origin;
+        Self { runtime, runtimes, deadlines, gate, fuse_overlayfs, io, options, origin }
     }
 }
 

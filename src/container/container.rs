@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::bundle::{self, Bundle};
 use crate::cgroup::Cgroup;
+use crate::config;
 use crate::container::oom::Oom;
 use crate::container::process::turn;
 use crate::container::state::Change;
@@ -17,6 +18,7 @@ use crate::container::{Containers, Process, Slot, State};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::ids::{ContainerId, ExecId, Pid};
+use crate::io;
 use crate::reaper::Exit;
 use crate::rootfs::RootfsMount;
 use crate::runtime::{Call, Runtime, failure};
@@ -40,8 +42,7 @@ pub(crate) struct Container {
     pub(super) runtime: Runtime,
     /// What it is to its pod.
     pub(super) kind: Kind,
-    /// Who owns the pipes: the options' `IoUid` and `IoGid`.
-    pub(super) io_owner: (u32, u32),
+    pub(super) streams: Streams,
     pub(super) own_pid_namespace: bool,
     pub(super) cgroup: Option<Cgroup>,
     /// Until the init process's exit is announced.
@@ -51,6 +52,38 @@ pub(crate) struct Container {
     /// container has ended.
     pub(super) adjusting: Mutex<()>,
     pub(super) execs: RefCell<BTreeMap<ExecId, Rc<Process>>>,
+}
+
+/// How the streams of a container's processes are made.
+#[derive(Clone, Copy)]
+pub(super) struct Streams {
+    /// Who owns the pipes: the options' `IoUid` and `IoGid`.
+    pub(super) owner: (u32, u32),
+    /// What happens to output that nobody takes.
+    pub(super) policy: config::Io,
+    /// Whether what the init process writes to can be written by nobody after its end.
+    pub(super) is_confined: bool,
+}
+
+impl Streams {
+    /// For the init process.
+    pub(super) fn context<'a>(
+        self,
+        shared: &'a Containers,
+        call: &Call<'a>,
+        name: &'a str,
+    ) -> io::Context<'a> {
+        io::Context {
+            id: name,
+            namespace: &shared.namespace,
+            bundle: call.bundle.dir(),
+            reaper: &shared.reaper,
+            owner: self.owner,
+            policy: self.policy,
+            is_confined: self.is_confined,
+            deadline: call.deadline,
+        }
+    }
 }
 
 impl Container {

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::bundle::{self, Bundle, Spec};
 use crate::cgroup::{Cgroup, Removal};
 use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, Request};
+use crate::container::container::Streams;
 use crate::container::handover::Handover;
 use crate::container::oom::Oom;
 use crate::container::pod::Admission;
@@ -22,7 +23,7 @@ use crate::container::{Container, Containers, Process, Slot};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::ids::{ContainerId, Pid};
-use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
+use crate::io::{self, ConsoleSocket, ProcessIo, StdioSpec, TerminalIo};
 use crate::reaper::Child;
 use crate::rootfs::{self, FuseOverlay, Mount, RootfsMount};
 use crate::runtime::table::{self, Resolved};
@@ -144,13 +145,18 @@ impl Containers {
         let mounted = rootfs::mount(handover.mounts, &bundle.rootfs(), fuse, helper).await?;
 
         let init = Rc::new(Process::new(id.to_string(), None, stdio));
-        let io_owner = (options.io_uid, options.io_gid);
+        let streams = Streams {
+            owner: (options.io_uid, options.io_gid),
+            policy: config.io,
+            is_confined: spec.is_confined() && !runtime.inner_pids,
+        };
         let call = Call::new(&id, &bundle, &self.reaper, deadline);
         // Once the holder has ended, its pid, by which the spec names namespaces, may be another's.
         let in_pod = || self.admits(&kind).map(drop);
         let made = async {
             in_pod()?;
-            let made = make(&runtime, &call, &init, io_owner, &mut record).await?;
+            let context = streams.context(self, &call, &init.name);
+            let made = make(&runtime, &call, &init, &context, &mut record).await?;
             in_pod().map(|()| made)
         };
         let made = match made.await {
@@ -175,7 +181,7 @@ impl Containers {
             checkpoint,
             pid,
         };
-        self.admit(made, Parts { id, bundle, init, runtime, io_owner, spec, kind, mounted });
+        self.admit(made, Parts { id, bundle, init, runtime, streams, spec, kind, mounted });
         self.events.queue(created);
         Ok(pid)
     }
@@ -267,7 +273,7 @@ impl Containers {
             init: parts.init,
             shared: self.clone(),
             runtime: parts.runtime,
-            io_owner: parts.io_owner,
+            streams: parts.streams,
             kind: parts.kind,
             own_pid_namespace: parts.spec.has_own_pid_namespace(),
             cgroup: made.cgroup,
@@ -288,7 +294,7 @@ struct Parts {
     bundle: Bundle,
     init: Rc<Process>,
     runtime: Runtime,
-    io_owner: (u32, u32),
+    streams: Streams,
     spec: Spec,
     kind: Kind,
     mounted: RootfsMount,
@@ -299,19 +305,19 @@ async fn make(
     runtime: &Runtime,
     call: &Call<'_>,
     init: &Process,
-    (uid, gid): (u32, u32),
+    context: &io::Context<'_>,
     record: &mut Record<'_>,
 ) -> Result<Made> {
     let pid_file = call.bundle.init_pid_file();
     let _ = fs::remove_file(&pid_file); // a stale one must not be taken for this run's
     let watch = call.reaper.watch();
     let io = if init.stdio.terminal {
+        let io = TerminalIo::open(&init.stdio, context).await?;
         let socket = ConsoleSocket::bind(call.bundle.dir())?;
         runtime.create(call, &pid_file, Some(socket.path()), None).await?;
-        let master = receive(socket).await?;
-        ProcessIo::terminal(master, &init.stdio)?
+        io.attach(receive(socket).await?)?
     } else {
-        let (io, child) = ProcessIo::open(&init.stdio, uid, gid)?;
+        let (io, child) = ProcessIo::open(&init.stdio, context).await?;
         let streams = [child.stdin, child.stdout, child.stderr];
         runtime.create(call, &pid_file, None, Some(streams)).await?;
         io

@@ -9,14 +9,14 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 
 use crate::bundle::{self, Scratch};
-use crate::container::container::drain_until;
+use crate::container::container::{Streams, drain_until};
 use crate::container::create::receive;
 use crate::container::state::{Change, State};
 use crate::container::{Container, Process};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::ids::{ExecId, Pid};
-use crate::io::{ConsoleSocket, ProcessIo, StdioSpec};
+use crate::io::{ConsoleSocket, ProcessIo, StdioSpec, TerminalIo};
 use crate::reaper::{Child, Exit};
 use crate::runtime::args;
 use crate::sys::pidfd::pidfd_send_signal;
@@ -102,21 +102,24 @@ impl Container {
         let pid = pid_file.path();
         let inner_file = Scratch::new(args::inner_pid_file(pid));
         let call = self.call(deadline);
+        // Its children may outlive it.
+        let streams = Streams { is_confined: false, ..self.streams };
+        let context = streams.context(&self.shared, &call, &exec.name);
         let watch = self.shared.reaper.watch();
         if exec.stdio.terminal {
+            let io = TerminalIo::open(&exec.stdio, &context).await?;
             let socket = ConsoleSocket::bind(self.bundle.dir())?;
             self.runtime.exec(&call, process, pid, Some(socket.path()), None).await?;
             let (child, pidfd) = watch.claim(bundle::read_pid(pid)?)?;
             exec.inner_pid.set(self.inner_pid(inner_file.path()));
             let master = receive(socket).await;
-            let io = master.and_then(|master| ProcessIo::terminal(master, &exec.stdio));
+            let io = master.and_then(|master| io.attach(master));
             // It runs, and without its terminal nobody would ever hear of it again.
             let io = io.inspect_err(|_| kill(pidfd.as_ref()))?;
             exec.bind(child.pid, pidfd, io);
             return Ok(child);
         }
-        let (uid, gid) = self.io_owner;
-        let (io, child) = ProcessIo::open(&exec.stdio, uid, gid)?;
+        let (io, child) = ProcessIo::open(&exec.stdio, &context).await?;
         let streams = [child.stdin, child.stdout, child.stderr];
         self.runtime.exec(&call, process, pid, None, Some(streams)).await?;
         let (child, pidfd) = watch.claim(bundle::read_pid(pid)?)?;

@@ -38,6 +38,9 @@ pub(crate) enum Undrained {
     /// The readers are away or too slow; what they did not take is lost.
     #[error("{} {stream}: its FIFO is full", unread(readers))]
     Unread { stream: &'static str, readers: Vec<Holder> },
+    /// A driver does not take it, or has not finished.
+    #[error("{stream} is not taken by {taker}")]
+    Stuck { stream: &'static str, taker: String },
     /// Processes that outlived the one that the stream belongs to can still write.
     #[error("{stream} is still open in {}", list(holders))]
     Held { stream: &'static str, holders: Vec<Holder> },

@@ -1,26 +1,38 @@
-//! Standard streams: containerd's three URIs become pipes or a terminal for the process, and
-//! relays between those and the FIFOs.
+//! Standard streams: where containerd wants them becomes pipes or a terminal for the process, and
+//! what moves the bytes between.
 //!
-//! Every stream has one task and no thread; an idle stream has no timer and no buffer.
-//! Descriptors of an idle process with all streams: six, four with a terminal.
+//! A stream that berth moves has one task and no thread, and an idle one no timer and no buffer. Log
+//! files and the journal have a thread for each process, since a disk can block. Descriptors of an idle
+//! process with three FIFOs: six, four with a terminal.
 
 mod console;
+mod driver;
 mod fifo;
 mod holders;
+mod input;
+mod output;
+mod pipe;
 mod process;
 mod relay;
+mod task;
 #[cfg(test)]
 mod tests;
+mod uri;
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 pub(crate) use self::console::{ConsoleSocket, remove_leftovers};
 pub(crate) use self::holders::Undrained;
-pub(crate) use self::process::ProcessIo;
+pub(crate) use self::process::{ProcessIo, TerminalIo};
 
+use self::uri::Target;
+use crate::config;
 use crate::error::{Error, Result};
+use crate::ids::Namespace;
+use crate::reaper::Reaper;
 
 /// The streams that containerd asks for, for one process. An empty one is `/dev/null`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,42 +44,53 @@ pub(crate) struct StdioSpec {
     pub(crate) terminal: bool,
 }
 
+/// Whose streams they are, and what may be done for them.
+pub(crate) struct Context<'a> {
+    /// The container's id; that of an exec process is its own.
+    pub(crate) id: &'a str,
+    /// containerd's namespace.
+    pub(crate) namespace: &'a Namespace,
+    /// The container's bundle.
+    pub(crate) bundle: &'a Path,
+    /// Starts loggers.
+    pub(crate) reaper: &'a Reaper,
+    /// Who owns the pipes, so that the process can open `/dev/stdout` again under a user namespace.
+    pub(crate) owner: (u32, u32),
+    /// What happens to output that nobody takes.
+    pub(crate) policy: config::Io,
+    /// Whether every writer of the outputs ends with the process, and nothing but the file mode
+    /// decides whether it may write: then it may get a FIFO itself.
+    pub(crate) is_confined: bool,
+    /// Until when loggers and servers of streams have to be there.
+    pub(crate) deadline: Option<Instant>,
+}
+
 impl StdioSpec {
     /// Refuses what berth cannot serve, before anything was done for the process.
     ///
     /// # Errors
-    /// [`Error::Invalid`] names the stream and its scheme.
+    /// [`Error::Invalid`] names the stream and what is wrong with its URI.
     pub(crate) fn check(&self) -> Result<()> {
-        for name in [Stream::Stdin, Stream::Stdout, Stream::Stderr] {
-            self.path(name)?;
+        for stream in [Stream::Stdin, Stream::Stdout, Stream::Stderr] {
+            self.target(stream)?;
         }
         Ok(())
     }
 
-    /// Where a stream goes; `None` is nowhere.
-    fn path(&self, stream: Stream) -> Result<Option<&Path>> {
+    /// Where a stream goes.
+    fn target(&self, stream: Stream) -> Result<Target> {
         let uri = match stream {
             Stream::Stdin => &self.stdin,
             Stream::Stdout => &self.stdout,
-            Stream::Stderr if self.terminal => return Ok(None),
+            Stream::Stderr if self.terminal => return Ok(Target::Null),
             Stream::Stderr => &self.stderr,
         };
-        let name = stream.name();
-        let path = match uri.split_once("://") {
-            _ if uri.is_empty() => return Ok(None),
-            _ if uri.starts_with('/') => uri,
-            Some(("fifo", path)) => path,
-            Some((scheme, _)) => {
-                let text =
-                    format!("{name} {uri:?}: scheme {scheme:?} is not supported: use a FIFO");
-                return Err(Error::Invalid(text));
-            }
-            None => uri,
-        };
-        if path.starts_with('/') && !path.contains('\0') {
-            Ok(Some(Path::new(path)))
-        } else {
-            Err(Error::Invalid(format!("{name} {uri:?} is not an absolute path")))
+        let wrong = |why: String| Error::Invalid(format!("{} {uri:?}: {why}", stream.name()));
+        let target = Target::parse(uri).map_err(wrong)?;
+        match (stream, &target) {
+            (_, Target::Null | Target::Path(_) | Target::Streaming(_)) => Ok(target),
+            (Stream::Stdin, _) => Err(wrong("is for outputs only: use a FIFO".into())),
+            (Stream::Stdout | Stream::Stderr, _) => Ok(target),
         }
     }
 }

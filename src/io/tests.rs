@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -57,8 +58,8 @@ impl Fifos {
         StdioSpec { stdin, stdout, stderr, terminal: names.contains(&"terminal") }
     }
 
-    fn open(&self, names: &[&str]) -> (ProcessIo, ChildStdio) {
-        ProcessIo::open(&self.spec(names), 0, 0).unwrap()
+    async fn open(&self, names: &[&str]) -> (ProcessIo, ChildStdio) {
+        open(&self.spec(names)).await.unwrap()
     }
 
     /// Reads to the end from another thread, opening as Go's client does: blocking.
@@ -74,6 +75,29 @@ impl Fifos {
     fn client(&self, options: &mut OpenOptions, name: &str) -> std::io::Result<File> {
         options.custom_flags(libc::O_NONBLOCK).open(self.path(name))
     }
+}
+
+/// What no test asks for otherwise.
+fn plain(reaper: &Reaper) -> Context<'_> {
+    static NAMESPACE: LazyLock<Namespace> = LazyLock::new(|| Namespace::new("ns").unwrap());
+    Context {
+        id: "c",
+        namespace: &NAMESPACE,
+        bundle: Path::new("/tmp"),
+        reaper,
+        owner: (0, 0),
+        policy: config::Io::default(),
+        is_confined: false,
+        deadline: None,
+    }
+}
+
+async fn open(spec: &StdioSpec) -> Result<(ProcessIo, ChildStdio)> {
+    ProcessIo::open(spec, &plain(&Reaper::default())).await
+}
+
+async fn terminal(master: OwnedFd, spec: &StdioSpec) -> Result<ProcessIo> {
+    TerminalIo::open(spec, &plain(&Reaper::default())).await?.attach(master)
 }
 
 fn in_ms(milliseconds: u64) -> Instant {
@@ -143,7 +167,7 @@ async fn assert_idle(what: &str) {
 fn every_byte_arrives_at_a_slow_reader() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdout"]);
+        let (io, child) = fifos.open(&["stdout"]).await;
         let writer = std::thread::spawn(move || {
             let mut hash = Sha256::new();
             let mut stdout = File::from(child.stdout);
@@ -190,7 +214,7 @@ fn every_byte_arrives_at_a_slow_reader() {
 fn single_bytes_arrive_in_order() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdout", "stderr"]);
+        let (io, child) = fifos.open(&["stdout", "stderr"]).await;
         let readers = [fifos.reader("stdout"), fifos.reader("stderr")];
         let writer = std::thread::spawn(move || {
             let (mut out, mut err) = (File::from(child.stdout), File::from(child.stderr));
@@ -212,7 +236,7 @@ fn single_bytes_arrive_in_order() {
 fn a_reader_may_leave_and_another_come() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdout"]);
+        let (io, child) = fifos.open(&["stdout"]).await;
         let mut stdout = File::from(child.stdout);
         let mut first = fifos.client(OpenOptions::new().read(true), "stdout").unwrap();
         stdout.write_all(b"one").unwrap();
@@ -240,7 +264,7 @@ fn a_reader_that_comes_after_the_end_gets_everything() {
     run(async {
         for pause in [0, 1, 50] {
             let fifos = Fifos::new();
-            let (io, child) = fifos.open(&["stdout", "stderr"]);
+            let (io, child) = fifos.open(&["stdout", "stderr"]).await;
             let mut process = spawn("seq 1 2000; echo failed >&2", child);
             io.drained(in_ms(5000)).await.unwrap();
             sleep(Duration::from_millis(pause)).await;
@@ -263,7 +287,7 @@ fn a_reader_needs_no_path() {
         let path = fifos.path("stdout");
         let mut options = OpenOptions::new();
         let handle = options.read(true).custom_flags(libc::O_PATH).open(&path).unwrap();
-        let (_io, child) = fifos.open(&["stdout"]);
+        let (_io, child) = fifos.open(&["stdout"]).await;
         spawn("echo hello", child).wait().unwrap();
         std::fs::remove_file(path).unwrap();
         sleep(Duration::from_millis(20)).await;
@@ -278,7 +302,7 @@ fn a_reader_needs_no_path() {
 fn a_reader_that_is_there_sees_the_end_without_delete() {
     run(async {
         let fifos = Fifos::new();
-        let (_io, child) = fifos.open(&["stdout"]);
+        let (_io, child) = fifos.open(&["stdout"]).await;
         let reader = fifos.reader("stdout");
         let mut process = spawn("echo hello", child);
         assert_eq!(joined(reader).await, b"hello\n");
@@ -290,7 +314,7 @@ fn a_reader_that_is_there_sees_the_end_without_delete() {
 fn close_discards_at_once_and_twice() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdin", "stdout", "stderr"]);
+        let (io, child) = fifos.open(&["stdin", "stdout", "stderr"]).await;
         let process = spawn("echo lost; exec sleep 100", child);
         let stopped = || {
             let none = |options: &mut OpenOptions, name| {
@@ -316,7 +340,7 @@ fn close_discards_at_once_and_twice() {
 fn input_ends_after_close_io_and_the_last_client() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdin", "stdout"]);
+        let (io, child) = fifos.open(&["stdin", "stdout"]).await;
         let reader = fifos.reader("stdout");
         let mut process = spawn("exec cat", child);
         for text in ["first client, ", "second client, "] {
@@ -342,7 +366,7 @@ fn input_ends_after_close_io_and_the_last_client() {
 fn input_of_any_size_arrives_before_its_end() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdin", "stdout"]);
+        let (io, child) = fifos.open(&["stdin", "stdout"]).await;
         let reader = fifos.reader("stdout");
         let mut process = spawn("sleep 0.05; exec sha256sum", child);
         let path = fifos.path("stdin");
@@ -362,7 +386,7 @@ fn input_of_any_size_arrives_before_its_end() {
 fn close_io_before_the_relay_runs_is_kept() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdin"]);
+        let (io, child) = fifos.open(&["stdin"]).await;
         io.close_stdin();
         let mut process = spawn("exec cat", child);
         until("cat ends", || process.try_wait().unwrap().is_some()).await;
@@ -373,7 +397,7 @@ fn close_io_before_the_relay_runs_is_kept() {
 fn a_process_that_never_reads_blocks_nobody() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdin", "stdout"]);
+        let (io, child) = fifos.open(&["stdin", "stdout"]).await;
         let reader = fifos.reader("stdout");
         let process = spawn("echo alive; exec sleep 100 >&-", child);
         let mut client = fifos.client(OpenOptions::new().write(true), "stdin").unwrap();
@@ -397,7 +421,7 @@ fn a_process_that_never_reads_blocks_nobody() {
 fn input_ends_with_its_process_though_no_byte_comes() {
     run(async {
         let fifos = Fifos::new();
-        let (_io, child) = fifos.open(&["stdin"]);
+        let (_io, child) = fifos.open(&["stdin"]).await;
         spawn("exec true", child).wait().unwrap();
         let gone = || fifos.client(OpenOptions::new().write(true), "stdin").is_err();
         until("the FIFO is closed", gone).await;
@@ -408,8 +432,11 @@ fn input_ends_with_its_process_though_no_byte_comes() {
 fn undrained_output_names_the_processes_that_hold_it() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdout"]);
+        let (io, child) = fifos.open(&["stdout"]).await;
         let process = spawn("exec sleep 100", child);
+        let comm = format!("/proc/{}/comm", process.id());
+        until("it runs", || std::fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n"))
+            .await;
         let undrained = io.drained(in_ms(50)).await.unwrap_err().to_string();
         let expected = format!("stdout is still open in pid {} (sleep)", process.id());
         assert_eq!(undrained, expected);
@@ -417,7 +444,10 @@ fn undrained_output_names_the_processes_that_hold_it() {
         io.drained(in_ms(5000)).await.unwrap();
 
         let (process, master) = spawn_on_terminal("exec sleep 100");
-        let io = ProcessIo::terminal(master, &fifos.spec(&["stdout", "terminal"])).unwrap();
+        let io = terminal(master, &fifos.spec(&["stdout", "terminal"])).await.unwrap();
+        let comm = format!("/proc/{}/comm", process.id());
+        until("it runs", || std::fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n"))
+            .await;
         let undrained = io.drained(in_ms(50)).await.unwrap_err().to_string();
         let expected = format!("stdout is still open in pid {} (sleep)", process.id());
         assert_eq!(undrained, expected);
@@ -430,7 +460,7 @@ fn undrained_output_names_the_processes_that_hold_it() {
 fn undrained_output_without_a_reader_says_so() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&["stdout", "stderr"]);
+        let (io, child) = fifos.open(&["stdout", "stderr"]).await;
         let process = spawn("head -c 1000000 /dev/zero >&2", child);
         // Time enough for the program to begin on a busy machine.
         let undrained = io.drained(in_ms(2000)).await.unwrap_err();
@@ -450,7 +480,7 @@ fn output_goes_to_files_that_are_no_fifos() {
         let cases = [("file", file_uri), ("null", "/dev/null".to_owned())];
         for (name, stdout) in cases {
             let spec = StdioSpec { stderr: stdout.clone(), stdout, ..StdioSpec::default() };
-            let (io, child) = ProcessIo::open(&spec, 0, 0).unwrap();
+            let (io, child) = open(&spec).await.unwrap();
             let mut process = spawn("seq 1 100000; sleep 0.1; echo end >&2", child);
             io.drained(in_ms(5000)).await.expect(name);
             process.wait().unwrap();
@@ -464,12 +494,12 @@ fn output_goes_to_files_that_are_no_fifos() {
 fn missing_streams_are_dev_null_and_missing_files_an_error() {
     run(async {
         let fifos = Fifos::new();
-        let (io, child) = fifos.open(&[]);
+        let (io, child) = fifos.open(&[]).await;
         assert!(spawn("cat; echo x; echo y >&2", child).wait().unwrap().success());
         io.drained(in_ms(0)).await.unwrap();
         let gone =
             StdioSpec { stderr: "/nowhere/x".to_owned(), ..fifos.spec(&["stdin", "stdout"]) };
-        let text = ProcessIo::open(&gone, 0, 0).unwrap_err().to_string();
+        let text = open(&gone).await.unwrap_err().to_string();
         assert!(text.starts_with("cannot open stderr /nowhere/x: No such file"), "{text}");
     });
 }
@@ -479,7 +509,9 @@ fn a_user_namespace_owns_its_pipes() {
     run(async {
         let fifos = Fifos::new();
         let spec = fifos.spec(&["stdin", "stdout", "stderr"]);
-        let (_io, child) = ProcessIo::open(&spec, 1234, 5678).unwrap();
+        let reaper = Reaper::default();
+        let context = Context { owner: (1234, 5678), ..plain(&reaper) };
+        let (_io, child) = ProcessIo::open(&spec, &context).await.unwrap();
         for fd in [&child.stdin, &child.stdout, &child.stderr] {
             let stat = nix::sys::stat::fstat(fd).unwrap();
             assert_eq!((stat.st_uid, stat.st_gid), (1234, 5678));
@@ -495,7 +527,7 @@ fn terminals_lose_nothing() {
             let fifos = Fifos::new();
             let (mut process, master) = spawn_on_terminal("exec seq 1 300000");
             let spec = fifos.spec(&["stdin", "stdout", "terminal"]);
-            let io = ProcessIo::terminal(master, &spec).unwrap();
+            let io = terminal(master, &spec).await.unwrap();
             let path = fifos.path("stdout");
             let reader = std::thread::spawn(move || {
                 let mut bytes = Vec::new();
@@ -528,8 +560,7 @@ fn terminals_take_input_of_any_size() {
         let fifos = Fifos::new();
         let script = "stty raw -echo; echo ready; head -c 3000000 | sha256sum";
         let (mut process, master) = spawn_on_terminal(script);
-        let io =
-            ProcessIo::terminal(master, &fifos.spec(&["stdin", "stdout", "terminal"])).unwrap();
+        let io = terminal(master, &fifos.spec(&["stdin", "stdout", "terminal"])).await.unwrap();
         let mut output = fifos.client(OpenOptions::new().read(true), "stdout").unwrap();
         let mut text = [0; 64];
         while output.read(&mut text).is_err() {
@@ -555,8 +586,7 @@ fn terminals_resize_and_end() {
     run(async {
         let fifos = Fifos::new();
         let (mut process, master) = spawn_on_terminal("read line; stty size");
-        let io =
-            ProcessIo::terminal(master, &fifos.spec(&["stdin", "stdout", "terminal"])).unwrap();
+        let io = terminal(master, &fifos.spec(&["stdin", "stdout", "terminal"])).await.unwrap();
         io.resize(123, 45).unwrap();
         let reader = fifos.reader("stdout");
         std::fs::write(fifos.path("stdin"), "\n").unwrap();
@@ -573,7 +603,7 @@ fn a_terminal_without_a_client_does_not_stop_its_process() {
     run(async {
         let (mut process, master) = spawn_on_terminal("exec seq 1 100000");
         let spec = StdioSpec { terminal: true, ..StdioSpec::default() };
-        let io = ProcessIo::terminal(master, &spec).unwrap();
+        let io = terminal(master, &spec).await.unwrap();
         io.drained(in_ms(10_000)).await.unwrap();
         process.wait().unwrap();
     });
@@ -585,7 +615,7 @@ fn a_terminal_that_was_closed_and_opened_again_goes_on() {
         let fifos = Fifos::new();
         let (master, slave) = pty();
         let path = nix::unistd::ttyname(&slave).unwrap();
-        let io = ProcessIo::terminal(master, &fifos.spec(&["stdout", "terminal"])).unwrap();
+        let io = terminal(master, &fifos.spec(&["stdout", "terminal"])).await.unwrap();
         sleep(Duration::from_millis(5)).await;
         // No turn of the loop in between: it learns of the hang-up when that is over.
         drop(slave);
@@ -604,8 +634,7 @@ fn a_terminal_may_stay_closed_for_a_while() {
         let fifos = Fifos::new();
         let (master, slave) = pty();
         let path = nix::unistd::ttyname(&slave).unwrap();
-        let io =
-            ProcessIo::terminal(master, &fifos.spec(&["stdin", "stdout", "terminal"])).unwrap();
+        let io = terminal(master, &fifos.spec(&["stdin", "stdout", "terminal"])).await.unwrap();
         let mut stdin = OpenOptions::new().write(true).open(fifos.path("stdin")).unwrap();
         drop(slave);
         for round in ["one ", "two ", "three"] {
@@ -636,7 +665,7 @@ fn every_way_to_end() {
     run(async {
         let fifos = Fifos::new();
         let count = open();
-        let (io, child) = fifos.open(&["stdin", "stdout", "stderr"]);
+        let (io, child) = fifos.open(&["stdin", "stdout", "stderr"]).await;
         assert_eq!(open() - count, 6 + 3, "descriptors of an idle process, and its own");
         let reader = fifos.reader("stdout");
         spawn("echo x; echo y >&2", child).wait().unwrap();
@@ -645,8 +674,7 @@ fn every_way_to_end() {
         drop(io); // stderr waits for a reader
         assert_eq!(open(), count);
         let (process, master) = spawn_on_terminal("exec sleep 100");
-        let io =
-            ProcessIo::terminal(master, &fifos.spec(&["stdin", "stdout", "terminal"])).unwrap();
+        let io = terminal(master, &fifos.spec(&["stdin", "stdout", "terminal"])).await.unwrap();
         assert_eq!(open() - count, 4, "descriptors of an idle terminal");
         sleep(Duration::from_millis(5)).await;
         io.close();
@@ -654,7 +682,7 @@ fn every_way_to_end() {
         end(process);
         let failing =
             StdioSpec { stderr: "/nowhere".to_owned(), ..fifos.spec(&["stdin", "stdout"]) };
-        assert!(ProcessIo::open(&failing, 0, 0).is_err());
+        assert!(super::tests::open(&failing).await.is_err());
         assert_eq!(open(), count);
     });
     assert_eq!(open(), before);
@@ -670,34 +698,34 @@ fn no_descriptor_is_left() {
 }
 
 #[test]
-fn only_fifos_are_taken() {
+fn a_stream_that_cannot_be_served_is_named() {
     let cases = [
-        ("nothing", "", Ok(None)),
-        ("plain path", "/run/a b", Ok(Some("/run/a b"))),
-        ("path like a scheme", "/run/x://y", Ok(Some("/run/x://y"))),
-        ("fifo", "fifo:///run/f", Ok(Some("/run/f"))),
-        ("relative", "run/f", Err("is not an absolute path")),
-        ("fifo without a path", "fifo://", Err("is not an absolute path")),
-        ("file", "file:///var/log/x", Err("scheme \"file\" is not supported")),
-        ("binary", "binary:///bin/x?a=b", Err("scheme \"binary\" is not supported")),
+        (
+            "output",
+            StdioSpec { stdout: "http://x".into(), ..Default::default() },
+            "stdout \"http://x\": scheme",
+        ),
+        (
+            "errors",
+            StdioSpec { stderr: "x".into(), ..Default::default() },
+            "stderr \"x\": is not an absolute",
+        ),
+        (
+            "input",
+            StdioSpec { stdin: "file:///x".into(), ..Default::default() },
+            "stdin \"file:///x\": is for outputs",
+        ),
+        (
+            "a terminal has no stderr",
+            StdioSpec { stderr: "x".into(), terminal: true, ..Default::default() },
+            "",
+        ),
     ];
-    for (name, uri, expected) in cases {
-        let spec = StdioSpec { stdout: uri.to_owned(), ..StdioSpec::default() };
-        match (spec.path(Stream::Stdout), expected) {
-            (Ok(path), Ok(expected)) => assert_eq!(path, expected.map(Path::new), "{name}"),
-            (Err(error), Err(expected)) => {
-                let text = error.to_string();
-                assert!(text.contains(expected) && text.contains("stdout"), "{name}: {text}");
-                assert!(spec.check().is_err(), "{name}");
-            }
-            (found, _) => panic!("{name}: {found:?}"),
-        }
+    for (name, spec, expected) in cases {
+        let told = spec.check().err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(
+            told.starts_with(expected) && told.is_empty() == expected.is_empty(),
+            "{name}: {told}"
+        );
     }
-}
-
-#[test]
-fn a_terminal_has_no_stderr() {
-    let spec = StdioSpec { stderr: "file:///x".to_owned(), terminal: true, ..Default::default() };
-    assert!(spec.check().is_ok());
-    assert!(StdioSpec { terminal: false, ..spec }.check().is_err());
 }

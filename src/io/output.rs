@@ -1,0 +1,185 @@
+//! stdout and stderr on their way out.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::rc::{Rc, Weak};
+
+use nix::poll::{PollFd, PollFlags};
+use tokio::sync::Notify;
+
+use super::Stream;
+use super::fifo::{self, Direction};
+use super::holders::{Undrained, others};
+use super::relay::{End, Mode, Relay, poll_now};
+use super::task::Flag;
+use crate::error::{Error, Result};
+
+/// What the outside knows of an output. The descriptors belong to whoever moves the bytes, and close
+/// with it.
+#[derive(Debug)]
+pub(super) struct Output {
+    stream: Stream,
+    source: Weak<OwnedFd>,
+    taker: Taker,
+    moved: Cell<bool>,
+    changed: Rc<Notify>,
+}
+
+/// Who has the bytes next.
+#[derive(Debug)]
+pub(super) enum Taker {
+    /// Whoever reads what berth writes here.
+    Sink(Weak<OwnedFd>),
+    /// A driver, as a message names it.
+    Driver(RefCell<String>),
+}
+
+impl Output {
+    /// An output that is read from `source`; `changed` is told when it has moved to its end.
+    pub(super) fn new(
+        stream: Stream,
+        source: Weak<OwnedFd>,
+        taker: Taker,
+        changed: Rc<Notify>,
+    ) -> Rc<Self> {
+        Rc::new(Self { stream, source, taker, moved: Cell::default(), changed })
+    }
+
+    /// Its name.
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    /// The source is at its end and whoever comes next has it all.
+    pub(super) fn finish(&self) {
+        self.moved.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether [`Output::finish`] was called.
+    pub(super) fn is_finished(&self) -> bool {
+        self.moved.get()
+    }
+
+    /// How messages name the driver from now on.
+    pub(super) fn name_taker(&self, name: String) {
+        if let Taker::Driver(taker) = &self.taker {
+            taker.replace(name);
+        }
+    }
+
+    /// Whether the bytes are not taken, as opposed to more of them being able to come.
+    pub(super) fn is_stuck(&self) -> bool {
+        match &self.taker {
+            Taker::Sink(sink) => sink.upgrade().is_some_and(|sink| {
+                let mut ends = [PollFd::new(sink.as_fd(), PollFlags::POLLOUT)];
+                poll_now(&mut ends).is_ok() && ends[0].any() == Some(false)
+            }),
+            Taker::Driver(_) => self.source.upgrade().is_some_and(|source| {
+                let mut ends = [PollFd::new(source.as_fd(), PollFlags::POLLIN)];
+                let polled = poll_now(&mut ends);
+                let hung_up = |events: PollFlags| events.contains(PollFlags::POLLHUP);
+                polled.is_ok() && ends[0].revents().is_some_and(hung_up)
+            }),
+        }
+    }
+
+    /// Why it has not moved to its end.
+    pub(super) async fn undrained(&self) -> Undrained {
+        let stream = self.stream.name();
+        if !self.is_stuck() {
+            return Undrained::Held { stream, holders: others(&self.source).await };
+        }
+        match &self.taker {
+            Taker::Sink(sink) => Undrained::Unread { stream, readers: others(sink).await },
+            Taker::Driver(name) => Undrained::Stuck { stream, taker: name.borrow().clone() },
+        }
+    }
+}
+
+/// What an output is relayed to.
+pub(super) struct Sink {
+    pub(super) end: End,
+    pub(super) fifo: bool,
+}
+
+impl Sink {
+    /// The file at `path`: a FIFO, or a device.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the stream and the path.
+    pub(super) fn open(stream: Stream, path: &Path) -> Result<Self> {
+        let action = if stream == Stream::Stdout { "open stdout" } else { "open stderr" };
+        let opened = fifo::open(path, Direction::Out).map_err(Error::io(action, path))?;
+        let end = End::sink(opened.fd).map_err(Error::io("watch", path))?;
+        Ok(Self { end, fifo: opened.fifo })
+    }
+}
+
+/// stdout or stderr on its way to its FIFO.
+pub(super) struct OutputRelay {
+    relay: Relay,
+    fifo: bool,
+    output: Rc<Output>,
+}
+
+impl OutputRelay {
+    /// # Errors
+    /// [`Error::Sys`] if the event loop cannot wait for `source`.
+    pub(super) fn new(
+        stream: Stream,
+        source: OwnedFd,
+        sink: Sink,
+        mode: Mode,
+        changed: Rc<Notify>,
+    ) -> Result<Self> {
+        let source = End::source(source).map_err(Error::sys("watch a process's output"))?;
+        let taker = Taker::Sink(sink.end.watch());
+        let output = Output::new(stream, source.watch(), taker, changed);
+        Ok(Self { relay: Relay::new(source, sink.end, mode), fifo: sink.fifo, output })
+    }
+
+    /// What the outside may know of it.
+    pub(super) fn output(&self) -> Rc<Output> {
+        self.output.clone()
+    }
+
+    /// The descriptor that it reads, as long as it does.
+    pub(super) fn source(&self) -> Weak<OwnedFd> {
+        self.relay.source.watch()
+    }
+
+    /// Relays until the end; `ended` says of a terminal when its process has ended.
+    pub(super) async fn run(mut self, ended: Option<Flag>) {
+        let stream = self.output.stream.name();
+        if let Err(error) = self.relay_all(ended).await {
+            log::warn!("cannot relay {stream}: {error}");
+        }
+        let Relay { source, sink, .. } = self.relay;
+        drop(source);
+        self.output.finish();
+        if self.fifo {
+            if let Err(error) = fifo::leave(sink).await {
+                log::warn!("cannot wait for a reader of {stream}: {error}");
+            }
+        }
+    }
+
+    /// Relays until the source is at its end: a pipe's is final, a terminal's when `ended` says
+    /// that its process has ended. Closing the master earlier would send SIGHUP to a process that
+    /// has only let go of its terminal for a while, as inits and daemons do.
+    async fn relay_all(&mut self, ended: Option<Flag>) -> io::Result<()> {
+        self.relay.run().await?;
+        let Some(ended) = ended else { return Ok(()) };
+        loop {
+            tokio::select! {
+                biased;
+                () = ended.wait() => return self.relay.run().await,
+                opened = self.relay.source.reopened() => opened?,
+            }
+            self.relay.run().await?;
+        }
+    }
+}
