@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Choice;
 use super::section::Section;
 use crate::size::Size;
 
@@ -19,7 +18,7 @@ pub(crate) struct Io {
     /// What happens when both are full.
     pub(crate) on_full: OnFull,
     /// Whether an init process may get the FIFO itself.
-    pub(crate) handover: Choice,
+    pub(crate) handover: bool,
 }
 
 /// What happens to a process whose output is not taken when there is no room left.
@@ -35,12 +34,7 @@ pub(crate) enum OnFull {
 
 impl Default for Io {
     fn default() -> Self {
-        Self {
-            buffer: Size(1 << 20),
-            spill: Size(0),
-            on_full: OnFull::Block,
-            handover: Choice::Auto,
-        }
+        Self { buffer: Size(1 << 20), spill: Size(0), on_full: OnFull::Block, handover: true }
     }
 }
 
@@ -54,7 +48,6 @@ impl Io {
 /// Reads the table `io`.
 pub(super) fn io(top: &mut Section<'_>) -> Io {
     let default = Io::default();
-    let handover_at = top.place("io").cloned();
     let table = top.take_table("io").unwrap_or_default();
     let mut section = top.section("io", table);
     let at_most = |most: Size| {
@@ -70,11 +63,6 @@ pub(super) fn io(top: &mut Section<'_>) -> Io {
         on_full: section.take("on_full", default.on_full),
         handover: section.take("handover", default.handover),
     };
-    if io.handover == Choice::On && !io.is_kept_by_a_fifo() {
-        let why =
-            "a FIFO that is handed over can neither spill nor drop: leave out spill and on_full";
-        section.fault(handover_at.as_ref(), "handover", why);
-    }
     section.finish();
     io
 }

@@ -315,7 +315,7 @@ async fn make(
         let io = TerminalIo::open(&init.stdio, context).await?;
         let socket = ConsoleSocket::bind(call.bundle.dir())?;
         runtime.create(call, &pid_file, Some(socket.path()), None).await?;
-        io.attach(receive(socket).await?)?
+        io.attach(receive(socket).await?, context)?
     } else {
         let (io, child) = ProcessIo::open(&init.stdio, context).await?;
         let streams = [child.stdin, child.stdout, child.stderr];

@@ -113,7 +113,7 @@ impl Container {
             let (child, pidfd) = watch.claim(bundle::read_pid(pid)?)?;
             exec.inner_pid.set(self.inner_pid(inner_file.path()));
             let master = receive(socket).await;
-            let io = master.and_then(|master| io.attach(master));
+            let io = master.and_then(|master| io.attach(master, &context));
             // It runs, and without its terminal nobody would ever hear of it again.
             let io = io.inspect_err(|_| kill(pidfd.as_ref()))?;
             exec.bind(child.pid, pidfd, io);

@@ -31,6 +31,8 @@ pub(crate) struct Process {
     pub(super) inner_pid: Cell<Option<Pid>>,
     pidfd: RefCell<Option<OwnedFd>>,
     io: RefCell<Option<Rc<ProcessIo>>>,
+    /// CloseIO was called, perhaps before the streams were opened.
+    stdin_closed: Cell<bool>,
     /// Set when the process was reaped; `state` follows when its exit is announced.
     dead: Cell<bool>,
     outcome: watch::Sender<Outcome>,
@@ -59,6 +61,7 @@ impl Process {
             inner_pid: Cell::default(),
             pidfd: RefCell::default(),
             io: RefCell::default(),
+            stdin_closed: Cell::default(),
             dead: Cell::default(),
             outcome: watch::Sender::new(Outcome::Pending),
         }
@@ -84,6 +87,18 @@ impl Process {
         self.pid.set(Some(pid));
         self.pidfd.replace(pidfd);
         self.io.replace(Some(Rc::new(io)));
+        if self.stdin_closed.get() {
+            self.close_stdin();
+        }
+    }
+
+    /// Lets the process's input end behind what its clients have written. A client may ask for that
+    /// before it starts the process (`ctr` with nothing on its own input).
+    pub(crate) fn close_stdin(&self) {
+        self.stdin_closed.set(true);
+        if let Some(io) = &*self.io.borrow() {
+            io.close_stdin();
+        }
     }
 
     /// The state after `change`, without going there.

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::Interest;
 
-use super::relay::{End, poll_now};
+use super::end::poll_now;
 use crate::sys::ready::Ready;
 
 /// How often to look for a reader where inotify(7) is used up (`fs.inotify.max_user_instances`).
@@ -66,9 +66,9 @@ pub(super) fn half(both: impl AsFd, direction: Direction) -> io::Result<OwnedFd>
 /// containerd's client opens the FIFO in the background, and is away altogether while it
 /// restarts. Closing a FIFO that nobody else has open would destroy what is in it and leave a
 /// later opener waiting for ever, so berth's end stays open until a reader has come.
-pub(super) async fn leave(both: End) -> io::Result<()> {
-    let writer = half(&both, Direction::Out)?;
-    drop(both); // from here on, the readers are the others
+pub(super) async fn leave(reader: impl AsFd) -> io::Result<()> {
+    let writer = half(&reader, Direction::Out)?;
+    drop(reader); // from here on, the readers are the others
     let mut openings = None;
     while !has_reader(&writer)? {
         match &openings {

@@ -3,8 +3,9 @@
 use std::io;
 use std::path::Path;
 
+use super::end::End;
 use super::fifo::{self, Direction};
-use super::relay::{End, Mode, Relay};
+use super::relay::{Mode, Relay};
 use super::task::Flag;
 use crate::error::{Error, Result};
 

@@ -5,9 +5,12 @@
 //! files and the journal have a thread for each process, since a disk can block. Descriptors of an idle
 //! process with three FIFOs: six, four with a terminal.
 
+mod backlog;
 mod console;
 mod driver;
+mod end;
 mod fifo;
+mod handed;
 mod holders;
 mod input;
 mod output;

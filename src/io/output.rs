@@ -9,11 +9,13 @@ use std::rc::{Rc, Weak};
 use nix::poll::{PollFd, PollFlags};
 use tokio::sync::Notify;
 
-use super::Stream;
+use super::backlog::Keep;
+use super::end::{End, poll_now};
 use super::fifo::{self, Direction};
-use super::holders::{Undrained, others};
-use super::relay::{End, Mode, Relay, poll_now};
+use super::holders::{Undrained, Who, others};
+use super::relay::{Mode, Relay};
 use super::task::Flag;
+use super::{Context, Stream};
 use crate::error::{Error, Result};
 
 /// What the outside knows of an output. The descriptors belong to whoever moves the bytes, and close
@@ -25,6 +27,7 @@ pub(super) struct Output {
     taker: Taker,
     moved: Cell<bool>,
     changed: Rc<Notify>,
+    dropped: Rc<Cell<u64>>,
 }
 
 /// Who has the bytes next.
@@ -32,6 +35,8 @@ pub(super) struct Output {
 pub(super) enum Taker {
     /// Whoever reads what berth writes here.
     Sink(Weak<OwnedFd>),
+    /// Whoever reads the FIFO that the process writes to.
+    Fifo,
     /// A driver, as a message names it.
     Driver(RefCell<String>),
 }
@@ -44,7 +49,14 @@ impl Output {
         taker: Taker,
         changed: Rc<Notify>,
     ) -> Rc<Self> {
-        Rc::new(Self { stream, source, taker, moved: Cell::default(), changed })
+        Rc::new(Self {
+            stream,
+            source,
+            taker,
+            moved: Cell::default(),
+            changed,
+            dropped: Rc::default(),
+        })
     }
 
     /// Its name.
@@ -63,6 +75,11 @@ impl Output {
         self.moved.get()
     }
 
+    /// Bytes that were dropped because nobody took them.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.get()
+    }
+
     /// How messages name the driver from now on.
     pub(super) fn name_taker(&self, name: String) {
         if let Taker::Driver(taker) = &self.taker {
@@ -77,6 +94,7 @@ impl Output {
                 let mut ends = [PollFd::new(sink.as_fd(), PollFlags::POLLOUT)];
                 poll_now(&mut ends).is_ok() && ends[0].any() == Some(false)
             }),
+            Taker::Fifo => false,
             Taker::Driver(_) => self.source.upgrade().is_some_and(|source| {
                 let mut ends = [PollFd::new(source.as_fd(), PollFlags::POLLIN)];
                 let polled = poll_now(&mut ends);
@@ -90,10 +108,14 @@ impl Output {
     pub(super) async fn undrained(&self) -> Undrained {
         let stream = self.stream.name();
         if !self.is_stuck() {
-            return Undrained::Held { stream, holders: others(&self.source).await };
+            let who = if matches!(self.taker, Taker::Fifo) { Who::Writers } else { Who::All };
+            return Undrained::Held { stream, holders: others(&self.source, who).await };
         }
         match &self.taker {
-            Taker::Sink(sink) => Undrained::Unread { stream, readers: others(sink).await },
+            Taker::Fifo => Undrained::Unread { stream, readers: Vec::new() },
+            Taker::Sink(sink) => {
+                Undrained::Unread { stream, readers: others(sink, Who::All).await }
+            }
             Taker::Driver(name) => Undrained::Stuck { stream, taker: name.borrow().clone() },
         }
     }
@@ -133,12 +155,22 @@ impl OutputRelay {
         source: OwnedFd,
         sink: Sink,
         mode: Mode,
-        changed: Rc<Notify>,
+        changed: &Rc<Notify>,
+        context: &Context<'_>,
     ) -> Result<Self> {
         let source = End::source(source).map_err(Error::sys("watch a process's output"))?;
         let taker = Taker::Sink(sink.end.watch());
-        let output = Output::new(stream, source.watch(), taker, changed);
-        Ok(Self { relay: Relay::new(source, sink.end, mode), fifo: sink.fifo, output })
+        let output = Output::new(stream, source.watch(), taker, changed.clone());
+        let mut relay = Relay::new(source, sink.end, mode);
+        if sink.fifo {
+            relay = relay.keeping(Keep {
+                policy: context.policy,
+                bundle: context.bundle.to_owned(),
+                name: format!("{} of {:?}", stream.name(), context.id),
+                dropped: output.dropped.clone(),
+            });
+        }
+        Ok(Self { relay, fifo: sink.fifo, output })
     }
 
     /// What the outside may know of it.

@@ -8,12 +8,14 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::driver::{self, Feed};
+use super::end::End;
 use super::fifo::Direction;
+use super::handed::Handed;
 use super::holders::Undrained;
 use super::input::Source;
 use super::output::{Output, OutputRelay, Sink, Taker};
 use super::pipe::{null, pipe, set_nonblocking};
-use super::relay::{End, Mode};
+use super::relay::Mode;
 use super::task::{Flag, Task, Work};
 use super::uri::{FileTarget, Format, Target};
 use super::{Context, StdioSpec, Stream};
@@ -105,10 +107,15 @@ impl ProcessIo {
         match as_driven(target) {
             Target::Null => null(Direction::Out),
             Target::Path(path) => {
+                if let Some((theirs, handed)) = Handed::open(stream, &path, context, &self.moved)? {
+                    self.outputs.push(handed.output());
+                    self.spawn(Box::pin(handed.run(self.ended.clone())));
+                    return Ok(theirs);
+                }
                 let (theirs, ours) = pipe(context.owner, Direction::Out)?;
                 let sink = Sink::open(stream, &path)?;
-                let moved = self.moved.clone();
-                let relay = OutputRelay::new(stream, ours, sink, Mode::Splice, moved)?;
+                let mode = Mode::Splice;
+                let relay = OutputRelay::new(stream, ours, sink, mode, &self.moved, context)?;
                 self.outputs.push(relay.output());
                 self.spawn(Box::pin(relay.run(None)));
                 Ok(theirs)
@@ -243,14 +250,13 @@ impl TerminalIo {
     ///
     /// # Errors
     /// [`Error::Sys`] if the event loop cannot wait for it.
-    pub(crate) fn attach(self, master: OwnedFd) -> Result<ProcessIo> {
+    pub(crate) fn attach(self, master: OwnedFd, context: &Context<'_>) -> Result<ProcessIo> {
         let Self { mut io, source, sink } = self;
         set_nonblocking(&master).map_err(Error::sys("make a terminal non-blocking"))?;
         // epoll knows a descriptor once only, and both directions wait for themselves.
         let input = master.try_clone().and_then(End::sink);
         let input = input.map_err(Error::sys("watch a terminal"))?;
-        let moved = io.moved.clone();
-        let relay = OutputRelay::new(Stream::Stdout, master, sink, Mode::Copy, moved)?;
+        let relay = OutputRelay::new(Stream::Stdout, master, sink, Mode::Copy, &io.moved, context)?;
         io.console = relay.source();
         let outputs = [relay.output()];
         io.outputs.extend(outputs.clone());

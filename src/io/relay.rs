@@ -1,149 +1,40 @@
 //! Moves bytes from one descriptor to another, inside the kernel where splice(2) can.
+//!
+//! A stream that has been quiet waits for an event and moves what comes at once. One that is busy would
+//! have an event for every write of its process: it sleeps a tick between two moves, and does not
+//! listen meanwhile.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::{Rc, Weak};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{SpliceFFlags, splice};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
+use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{read, write};
-use tokio::io::Interest;
+use tokio::time::{Instant, sleep};
 
-use crate::sys::ready::Ready;
+use super::backlog::{Backlog, Keep};
+use super::end::{End, poll_now};
+use crate::rootless;
 
-/// The most one splice(2) is asked for, in bytes; a pipe holds 64 KiB unless it was enlarged.
-const SPLICE: usize = 1 << 20;
-
+/// The most one splice(2) is asked for, and a pipe is enlarged to, in bytes: what the host allows
+/// unless it was changed (`fs.pipe-max-size`).
+const LARGE_PIPE: usize = 1 << 20;
 /// The buffer of one read and write, in bytes: more than a terminal ever hands out at once.
 const BUFFER: usize = 8192;
-
-/// A stream lets others run after this many steps (1 MiB with pipes of the usual size).
-const TURN: u32 = 16;
-
-/// One end of a relay. Waits through the event loop; what epoll(7) refuses (regular files,
-/// `/dev/null`) is always ready.
-#[derive(Debug)]
-pub(super) struct End {
-    fd: Rc<OwnedFd>,
-    ready: Option<Ready>,
-    interest: Interest,
-}
-
-impl End {
-    /// The end that bytes come from. `fd` is non-blocking.
-    pub(super) fn source(fd: OwnedFd) -> io::Result<Self> {
-        Self::new(fd, Interest::READABLE)
-    }
-
-    /// The end that bytes go to. `fd` is non-blocking.
-    pub(super) fn sink(fd: OwnedFd) -> io::Result<Self> {
-        Self::new(fd, Interest::WRITABLE)
-    }
-
-    fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
-        let mut end = Self { fd: Rc::new(fd), ready: None, interest };
-        end.register()?;
-        Ok(end)
-    }
-
-    /// Registers with the event loop, anew if it was: epoll tells a new registration what is true
-    /// now, and nothing of the past remains.
-    fn register(&mut self) -> io::Result<()> {
-        self.ready = None;
-        self.ready = match Ready::register(Rc::clone(&self.fd), self.interest) {
-            Ok(ready) => Some(ready),
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
-            Err(error) => return Err(error),
-        };
-        Ok(())
-    }
-
-    /// The descriptor for as long as this end lives, for those who must not prolong that.
-    pub(super) fn watch(&self) -> Weak<OwnedFd> {
-        Rc::downgrade(&self.fd)
-    }
-
-    /// Puts `fd` in the place of the present descriptor, which is closed.
-    pub(super) fn replace(&mut self, fd: OwnedFd) -> io::Result<()> {
-        self.ready = None;
-        self.fd = Rc::new(fd);
-        self.register()
-    }
-
-    async fn wait(&self) -> io::Result<()> {
-        match &self.ready {
-            Some(ready) => ready.ready(self.interest).await.map(drop),
-            None => Ok(()),
-        }
-    }
-
-    /// Resolves when nobody is left to read what is written here.
-    async fn broken(&self) {
-        let Some(ready) = &self.ready else { return std::future::pending().await };
-        // An error comes only from a runtime that is going away.
-        if ready.ready(Interest::ERROR).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Forgets that the end was ready, so that the next wait needs a new word from the kernel.
-    ///
-    /// The event loop never forgets a hang-up, and a terminal's is not final: a process that
-    /// closes the last descriptor and opens the terminal again is heard once more. A new
-    /// registration is what makes waiting possible then.
-    fn forget(&mut self) -> io::Result<()> {
-        let Some(ready) = &self.ready else { return Ok(()) };
-        let blocked = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
-        let mut stuck = false;
-        let _cleared = ready.try_io(self.interest, |_| blocked());
-        let _still = ready.try_io(self.interest, |_| {
-            stuck = true;
-            blocked()
-        });
-        if stuck { self.register() } else { Ok(()) }
-    }
-
-    /// Resolves when a terminal that every process has closed is open again and something was
-    /// written, at once if it is by now.
-    ///
-    /// The event loop and poll(2) see nothing but the hang-up, over and over; an edge-triggered
-    /// epoll(7) of its own tells of each change, and of nothing in between.
-    pub(super) async fn reopened(&self) -> io::Result<()> {
-        let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        edges.add(&self.fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
-        let told = Ready::register(Rc::new(edges.0.try_clone()?), Interest::READABLE)?;
-        loop {
-            let mut ready = told.readable().await?;
-            edges.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?; // takes the edge
-            ready.clear_ready();
-            let mut end = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
-            poll_now(&mut end)?;
-            let now = end[0].revents().unwrap_or(PollFlags::empty());
-            if now.contains(PollFlags::POLLIN) || !now.contains(PollFlags::POLLHUP) {
-                return Ok(());
-            }
-        }
-    }
-}
-
-impl AsFd for End {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-/// Asks the kernel what is ready at this moment, without waiting.
-pub(super) fn poll_now(ends: &mut [PollFd<'_>]) -> io::Result<()> {
-    loop {
-        match poll(ends, PollTimeout::ZERO) {
-            Err(Errno::EINTR) => {}
-            polled => return Ok(polled.map(drop)?),
-        }
-    }
-}
+/// A stream lets others run after this many bytes, and those that follow are there already.
+const TURN: usize = 1 << 20;
+/// A stream that moves so many bytes at once has pipes that are too small.
+const BUSY: usize = 32 << 10;
+/// What one read takes while the sink is full, in bytes.
+const STORE: usize = 64 << 10;
+/// Bytes that come within this time of others are a rush.
+const RUSH: Duration = Duration::from_millis(3);
+/// Between two moves of a rush; the event loop's clock makes it up to 1 ms more.
+const TICK: Duration = Duration::from_micros(500);
+/// Ticks without a byte until a rush is over.
+const PATIENCE: u32 = 4;
 
 /// How bytes move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,8 +48,18 @@ pub(super) enum Mode {
 /// What one step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    Moved,
+    Moved(usize),
     Blocked,
+    End,
+}
+
+/// What a burst of steps came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Burst {
+    /// There is more; others have their turn first.
+    More,
+    /// So many bytes moved, then one of the ends had no more, or no room.
+    Blocked(usize),
     End,
 }
 
@@ -170,31 +71,54 @@ pub(super) struct Relay {
     mode: Mode,
     /// Read and not yet written; empty, without memory, but while the sink is full.
     pending: Vec<u8>,
+    /// What is kept of an output while nobody takes it.
+    keep: Option<Keep>,
+    /// When bytes last moved.
+    last: Option<Instant>,
+    /// Pipes are enlarged once, when they prove too small.
+    grown: Grown,
+}
+
+/// Which ends have been enlarged, or cannot be.
+#[derive(Clone, Copy, Debug, Default)]
+struct Grown {
+    source: bool,
+    sink: bool,
 }
 
 impl Relay {
+    /// A relay that lets the source wait while the sink is full.
     pub(super) fn new(source: End, sink: End, mode: Mode) -> Self {
-        Self { source, sink, mode, pending: Vec::new() }
+        let (pending, grown) = (Vec::new(), Grown::default());
+        Self { source, sink, mode, pending, keep: None, last: None, grown }
     }
 
-    /// Moves bytes until the source ends. Dropping the future loses nothing: `run` can be
-    /// called again.
+    /// The same, but what the sink does not take is kept as `keep` says.
+    pub(super) fn keeping(mut self, keep: Keep) -> Self {
+        self.keep = Some(keep);
+        self
+    }
+
+    /// Moves bytes until the source ends. Dropping the future loses nothing that is not kept in a
+    /// backlog: `run` can be called again.
     ///
     /// # Errors
     /// `BrokenPipe` as soon as nobody can read from the sink, even if no byte is there to be
     /// written; other errors of reading and writing as they come.
     pub(super) async fn run(&mut self) -> io::Result<()> {
-        let mut steps = 0_u32;
         loop {
             self.wait().await?;
-            match self.step()? {
-                Step::End => return Ok(()),
-                Step::Moved => steps += 1,
-                Step::Blocked => self.settle().await?,
-            }
-            if steps == TURN {
-                steps = 0;
-                tokio::task::yield_now().await;
+            let rushes = self.last.is_some_and(|last| last.elapsed() < RUSH);
+            let burst = if rushes { self.rush().await? } else { self.burst()? };
+            match burst {
+                Burst::End => return Ok(()),
+                Burst::More => tokio::task::yield_now().await,
+                Burst::Blocked(_) => {
+                    if self.overflows()? && self.store().await? == Burst::End {
+                        return Ok(());
+                    }
+                    self.settle().await?;
+                }
             }
         }
     }
@@ -207,7 +131,73 @@ impl Relay {
                 () = self.sink.broken() => return Err(io::ErrorKind::BrokenPipe.into()),
             }
         }
+        if self.keep.is_some() {
+            return Ok(()); // a full sink is found out by trying
+        }
         self.sink.wait().await
+    }
+
+    /// Moves what is there at every tick, until for some ticks nothing was, or there is no room.
+    async fn rush(&mut self) -> io::Result<Burst> {
+        self.source.ignore();
+        self.sink.ignore();
+        let mut quiet = 0;
+        let burst = loop {
+            let burst = self.burst()?;
+            match burst {
+                Burst::End => return Ok(burst),
+                Burst::More => {
+                    quiet = 0;
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Burst::Blocked(0) => quiet += 1,
+                Burst::Blocked(_) => quiet = 0,
+            }
+            if quiet == PATIENCE {
+                break burst;
+            }
+            sleep(TICK).await;
+        };
+        self.source.listen()?;
+        self.sink.listen()?;
+        Ok(burst)
+    }
+
+    /// Moves what can be moved now.
+    fn burst(&mut self) -> io::Result<Burst> {
+        let mut moved = 0;
+        loop {
+            match self.step()? {
+                Step::End => return Ok(Burst::End),
+                Step::Moved(bytes) => moved += bytes,
+                Step::Blocked => break,
+            }
+            if moved >= TURN {
+                break;
+            }
+        }
+        if moved > 0 {
+            self.last = Some(Instant::now());
+        }
+        self.grow(moved);
+        Ok(if moved >= TURN { Burst::More } else { Burst::Blocked(moved) })
+    }
+
+    /// Enlarges the pipes of a stream that fills them: fewer and larger moves.
+    fn grow(&mut self, moved: usize) {
+        if moved < BUSY {
+            return;
+        }
+        if !self.grown.source {
+            self.grown.source = true;
+            enlarge(&self.source, LARGE_PIPE);
+        }
+        if !self.grown.sink {
+            self.grown.sink = true;
+            let most = self.keep.as_ref().map_or(LARGE_PIPE, |keep| keep.policy.buffer.bytes());
+            enlarge(&self.sink, most.min(LARGE_PIPE));
+        }
     }
 
     /// After a step that would have blocked: finds out on which end, and makes the next wait wait
@@ -218,12 +208,86 @@ impl Relay {
             self.source.forget()?;
         } else if sink {
             // It became ready meanwhile; the pause keeps a driver that contradicts itself harmless.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            sleep(Duration::from_millis(1)).await;
         }
         if !sink {
             self.sink.forget()?;
         }
         Ok(())
+    }
+}
+
+impl Relay {
+    /// Whether bytes are there that the sink has no room for, and more is to be done for them than to
+    /// let them wait.
+    fn overflows(&mut self) -> io::Result<bool> {
+        let Some(keep) = &self.keep else { return Ok(false) };
+        let (source, sink) = self.poll()?;
+        if sink || !(source || !self.pending.is_empty()) {
+            return Ok(false);
+        }
+        let buffer = keep.policy.buffer.bytes();
+        if !self.grown.sink {
+            self.grown.sink = true;
+            enlarge(&self.sink, buffer.min(LARGE_PIPE));
+            return Ok(false); // there may be room now
+        }
+        if keep.policy.is_kept_by_a_fifo() && capacity(&self.sink) >= buffer {
+            self.keep = None; // the FIFO's own buffer is all that was asked for
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Takes what comes although the sink is full, until the sink has it all.
+    async fn store(&mut self) -> io::Result<Burst> {
+        let Self { source, sink, keep: Some(keep), .. } = self else { return Ok(Burst::More) };
+        let pending = std::mem::take(&mut self.pending);
+        let mut backlog = Backlog::new(keep, capacity(&*sink), pending);
+        let mut buffer = vec![0; STORE];
+        let mut ended = false;
+        let mut last = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                ready = sink.wait(), if !backlog.is_empty() => {
+                    ready?;
+                    backlog.fetch().await;
+                    match write(&*sink, backlog.oldest()) {
+                        Ok(count) => backlog.written(count),
+                        Err(Errno::EAGAIN) => sink.forget()?,
+                        Err(Errno::EINTR) => {}
+                        Err(errno) => return Err(errno.into()),
+                    }
+                    if backlog.is_empty() {
+                        return Ok(if ended { Burst::End } else { Burst::More });
+                    }
+                }
+                ready = source.wait(), if !ended && backlog.takes_more() => {
+                    ready?;
+                    if last.elapsed() < RUSH {
+                        source.ignore();
+                        sleep(TICK).await;
+                        source.listen()?;
+                    }
+                    let most = backlog.room().await.min(buffer.len());
+                    match receive(source, &mut buffer[..most]) {
+                        Ok(0) if most > 0 => ended = true,
+                        Ok(count) => {
+                            backlog.push(&buffer[..count]);
+                            last = Instant::now();
+                        }
+                        Err(Errno::EAGAIN) => source.forget()?,
+                        Err(Errno::EINTR) => {}
+                        Err(errno) => return Err(errno.into()),
+                    }
+                    if ended && backlog.is_empty() {
+                        return Ok(Burst::End);
+                    }
+                }
+                else => std::future::pending().await,
+            }
+        }
     }
 
     /// Whether the source can be read and the sink be written, now.
@@ -244,11 +308,12 @@ impl Relay {
         };
         match moved {
             Ok(0) => Ok(Step::End),
-            Ok(_) | Err(Errno::EINTR) => Ok(Step::Moved),
+            Ok(moved) => Ok(Step::Moved(moved)),
+            Err(Errno::EINTR) => Ok(Step::Moved(0)),
             Err(Errno::EAGAIN) => Ok(Step::Blocked),
             Err(Errno::EINVAL) if self.mode == Mode::Splice => {
                 self.mode = Mode::Copy;
-                Ok(Step::Moved)
+                Ok(Step::Moved(0))
             }
             Err(errno) => Err(errno.into()),
         }
@@ -256,18 +321,14 @@ impl Relay {
 
     fn splice(&self) -> nix::Result<usize> {
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-        splice(&self.source, None, &self.sink, None, SPLICE, flags)
+        splice(&self.source, None, &self.sink, None, LARGE_PIPE, flags)
     }
 
     /// Reads what is there and writes what fits; the rest is kept.
     fn copy(&mut self) -> nix::Result<usize> {
         let mut buffer = [0; BUFFER];
-        let bytes = match read(&self.source, &mut buffer) {
-            Ok(count) => &buffer[..count],
-            // No process has the terminal open; all that was written was read before.
-            Err(Errno::EIO) => &[],
-            Err(errno) => return Err(errno),
-        };
+        let count = receive(&self.source, &mut buffer)?;
+        let bytes = &buffer[..count];
         if bytes.is_empty() {
             return Ok(0);
         }
@@ -290,31 +351,29 @@ impl Relay {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::fs::OpenOptions;
-    use std::os::unix::fs::OpenOptionsExt;
-
-    use super::*;
-
-    #[test]
-    fn a_hang_up_that_is_over_is_forgotten() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let directory = tempfile::tempdir().unwrap();
-            let path = directory.path().join("fifo");
-            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-            let open = || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
-            let writer = || OpenOptions::new().write(true).open(&path).unwrap();
-            let mut end = End::source(open().unwrap().into()).unwrap();
-            drop(writer());
-            end.wait().await.unwrap();
-            let another = writer();
-            end.forget().unwrap();
-            let wait = tokio::time::timeout(Duration::from_millis(50), end.wait());
-            assert!(wait.await.is_err(), "nothing to read, nobody gone");
-            drop(another);
-            end.wait().await.unwrap();
-        });
+fn receive(source: &End, buffer: &mut [u8]) -> nix::Result<usize> {
+    match read(source, buffer) {
+        // No process has the terminal open; all that was written was read before.
+        Err(Errno::EIO) => Ok(0),
+        read => read,
     }
+}
+
+/// How many bytes a pipe holds; none for what is no pipe.
+pub(super) fn capacity(pipe: impl AsFd) -> usize {
+    fcntl(pipe, FcntlArg::F_GETPIPE_SZ).map_or(0, |size| usize::try_from(size).unwrap_or(0))
+}
+
+/// Lets a pipe hold `size` bytes, if the host allows it and it holds less; returns what it holds now.
+///
+/// An ordinary user has a limit for all pipes together, and beyond it new ones get two pages
+/// (`fs.pipe-user-pages-soft`): there no pipe of ours grows.
+pub(super) fn enlarge(pipe: impl AsFd, size: usize) -> usize {
+    let now = capacity(&pipe);
+    if now == 0 || now >= size || rootless::in_user_namespace() {
+        return now;
+    }
+    let size = i32::try_from(size).unwrap_or(i32::MAX);
+    let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(size)); // it holds what it holds
+    capacity(pipe)
 }

@@ -97,7 +97,9 @@ async fn open(spec: &StdioSpec) -> Result<(ProcessIo, ChildStdio)> {
 }
 
 async fn terminal(master: OwnedFd, spec: &StdioSpec) -> Result<ProcessIo> {
-    TerminalIo::open(spec, &plain(&Reaper::default())).await?.attach(master)
+    let reaper = Reaper::default();
+    let context = plain(&reaper);
+    TerminalIo::open(spec, &context).await?.attach(master, &context)
 }
 
 fn in_ms(milliseconds: u64) -> Instant {
@@ -461,7 +463,7 @@ fn undrained_output_without_a_reader_says_so() {
     run(async {
         let fifos = Fifos::new();
         let (io, child) = fifos.open(&["stdout", "stderr"]).await;
-        let process = spawn("head -c 1000000 /dev/zero >&2", child);
+        let process = spawn("head -c 9000000 /dev/zero >&2", child);
         // Time enough for the program to begin on a busy machine.
         let undrained = io.drained(in_ms(2000)).await.unwrap_err();
         assert_eq!(undrained.to_string(), "nobody reads stderr: its FIFO is full");

@@ -198,8 +198,8 @@ fn resize(containers: &Containers, request: &api::ResizePtyRequest) -> Result<()
 
 fn close_io(containers: &Containers, request: &api::CloseIORequest) -> Result<()> {
     let process = process(containers, &request.id, &request.exec_id)?;
-    if let (true, Some(io)) = (request.stdin, process.io()) {
-        io.close_stdin();
+    if request.stdin {
+        process.close_stdin();
     }
     Ok(())
 }
