@@ -2,6 +2,8 @@
 PREFIX ?= /usr/local
 # Words that choose among the containerd tests, such as TEST='1.7 crun berth shim-killed'.
 TEST ?=
+# Words and options for `make bench`, such as ARGS='io terminal --runtime crun': tests/bench/main.rs.
+ARGS ?=
 
 # cargo where rustup puts it; one static program, which runs on every distribution. The explicit
 # target keeps the flags away from what runs only while building.
@@ -11,7 +13,7 @@ export RUSTFLAGS = -C target-feature=+crt-static -C relocation-model=static
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/release/containerd-shim-berth-v1
 
 .DEFAULT_GOAL := build
-.PHONY: help demo build check test pods install clean where
+.PHONY: help demo build check test bench pods install clean where
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -36,6 +38,10 @@ test: ## every test, with real containerds; as root; installs what is missing
 	@packaging/setup.sh test
 	cargo test --locked
 	cargo test --locked --test containerd -- $(TEST)
+
+bench: build ## what berth costs beside the stock shim, such as ARGS=io; as root
+	@packaging/setup.sh test
+	BERTH_TEST_SHIM=$$(realpath $(BUILT)) cargo test --quiet --locked --test bench -- $(ARGS)
 
 pods: build ## what a pod costs: with the stock shim, berth, and berth without pause container; as root
 	@packaging/setup.sh test

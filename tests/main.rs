@@ -7,6 +7,7 @@
 
 mod support;
 
+mod bench;
 mod cli;
 mod concurrency;
 mod config;

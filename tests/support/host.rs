@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
 
-use super::{EventSink, Reader, Script, Shim, Spec, leaks};
+use super::{Api, EventSink, Reader, Script, Shim, Spec, leaks};
 
 /// Names the directory for hosts where it is not `/run`.
 pub const RUN: &str = "BERTH_TEST_RUN";
@@ -28,12 +28,19 @@ pub enum Stdin {
     Bootstrap,
 }
 
+/// What runs in place of the shim and the runtime that the environment names.
+struct Other {
+    shim: PathBuf,
+    runtime: String,
+}
+
 /// A containerd in a directory of its own; dropped, it fails the test if anything remains.
 pub struct Host {
     dir: PathBuf,
     tag: String,
     env: Vec<(String, String)>,
     script: Option<Script>,
+    other: Option<Other>,
     sockets: Mutex<Vec<PathBuf>>,
     /// The events of every shim of this host.
     pub sink: EventSink,
@@ -49,14 +56,22 @@ impl Host {
         let dir = Path::new(&run).join(&tag);
         fs::create_dir(&dir).unwrap();
         let sink = EventSink::new(&dir.join("ttrpc"));
-        let (env, script, sockets) = Default::default();
-        Self { dir, tag, env, script, sockets, sink }
+        let (env, script, other, sockets) = Default::default();
+        Self { dir, tag, env, script, other, sockets, sink }
     }
 
     /// One whose runtime is `runtime.sh`.
     pub fn scripted() -> Self {
         let mut host = Self::new();
         host.script = Some(Script::new(&host.dir));
+        host
+    }
+
+    /// One that measures the program `shim` with `runtime`: the shim is not asked to log for debugging.
+    #[allow(dead_code, reason = "tests/bench uses it, tests/main does not")]
+    pub fn measuring(shim: &Path, runtime: &str) -> Self {
+        let mut host = Self::new();
+        host.other = Some(Other { shim: shim.to_owned(), runtime: runtime.to_owned() });
         host
     }
 
@@ -85,7 +100,20 @@ impl Host {
 
     /// The runtime for `BinaryName`.
     pub fn runtime(&self) -> String {
-        self.script.as_ref().map_or_else(super::runtime::real, |script| script.path().to_owned())
+        match (&self.script, &self.other) {
+            (Some(script), _) => script.path().to_owned(),
+            (None, Some(other)) => other.runtime.clone(),
+            (None, None) => super::runtime::real(),
+        }
+    }
+
+    /// The versions of the task service to try, in this order.
+    pub(super) fn apis(&self) -> &'static [Api] {
+        match (&self.other, super::stock()) {
+            (Some(_), _) => &[Api::V3, Api::V2],
+            (None, true) => &[Api::V2],
+            (None, false) => &[Api::V3],
+        }
     }
 
     /// This host's own directory; everything it makes is below.
@@ -197,13 +225,17 @@ impl Host {
     /// The shim binary's command line as containerd 1.6 to 2.4 builds it.
     pub fn command(&self, id: &str, action: &str) -> Command {
         let bundle = self.bundle(id);
-        let mut command = Command::new(super::binary());
+        let shim = self.other.as_ref().map(|other| other.shim.clone());
+        let mut command = Command::new(shim.unwrap_or_else(|| super::binary().into()));
         command.args(["-namespace", "tests", "-address"]).arg(self.dir.join("grpc"));
         command.args(["-publish-binary", "/usr/bin/containerd", "-id", id]);
         if action == "delete" {
             command.arg("-bundle").arg(&bundle);
         }
-        command.args(["-debug", action]).current_dir(bundle).process_group(0);
+        if self.other.is_none() {
+            command.arg("-debug");
+        }
+        command.arg(action).current_dir(bundle).process_group(0);
         command.env("TTRPC_ADDRESS", self.sink.path()).env("GRPC_ADDRESS", self.dir.join("grpc"));
         command.env("NAMESPACE", "tests").env("MAX_SHIM_VERSION", "2").env("GOMAXPROCS", "2");
         command.env("BERTH_TEST_TAG", &self.tag).envs(self.env.iter().cloned());
@@ -282,6 +314,10 @@ impl Drop for Host {
 fn address(stdout: &[u8]) -> String {
     if stdout.starts_with(b"unix://") {
         return String::from_utf8(stdout.to_vec()).unwrap();
+    }
+    if stdout.starts_with(b"{") {
+        let result: serde_json::Value = serde_json::from_slice(stdout).unwrap();
+        return result["address"].as_str().unwrap().to_owned();
     }
     let result = BootstrapResult::parse_from_bytes(stdout)
         .unwrap_or_else(|_| panic!("start printed {:?}", String::from_utf8_lossy(stdout)));

@@ -51,6 +51,11 @@ impl Task {
         Self { api, ..self.clone() }
     }
 
+    /// The version of the service that it speaks.
+    pub fn api(&self) -> Api {
+        self.api
+    }
+
     /// Calls any method of any service.
     pub fn raw(&self, service: &str, method: &str, payload: Vec<u8>) -> Answer<Vec<u8>> {
         let mut request = ttrpc::Request::new();

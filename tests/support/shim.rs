@@ -40,9 +40,11 @@ pub struct Deleted {
 
 impl<'h> Shim<'h> {
     pub(super) fn connect(host: &'h Host, id: &str, address: String, log: Reader) -> Self {
-        let api = if super::stock() { Api::V2 } else { Api::V3 };
-        let task = Task::connect(&address, api).expect(&address);
-        let pid = i32::try_from(task.ask(id).unwrap().shim_pid).unwrap();
+        let task = Task::connect(&address, Api::V3).expect(&address);
+        let mut tasks = host.apis().iter().map(|&api| task.speaking(api));
+        let answers = |task: Task| Some((task.ask(id).ok()?.shim_pid, task));
+        let (pid, task) = tasks.find_map(answers).expect("an answer of the shim");
+        let pid = i32::try_from(pid).unwrap();
         Self { host, id: id.into(), address, pid, log, task }
     }
 
@@ -171,7 +173,7 @@ impl<'h> Shim<'h> {
 
     /// Another connection to the daemon.
     pub fn reconnect(&self) -> Task {
-        Task::connect(&self.address, if super::stock() { Api::V2 } else { Api::V3 }).unwrap()
+        Task::connect(&self.address, self.task.api()).unwrap()
     }
 
     /// What the daemon's descriptors are, sorted, without the numbers of pipes and sockets.

@@ -1,0 +1,89 @@
+//! What is pure in the benchmark: its command line, its figures and its bytes.
+
+#[path = "bench/args.rs"]
+mod args;
+#[path = "bench/figures.rs"]
+mod figures;
+#[path = "bench/io/pattern.rs"]
+mod pattern;
+
+use args::Args;
+use figures::Summary;
+use pattern::Pattern;
+
+fn parse(line: &str) -> Result<Args, String> {
+    Args::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_summary_is_median_minimum_and_95th_percentile() {
+    let to = |last: u32| (1..=last).rev().map(f64::from).collect::<Vec<_>>();
+    let cases = [
+        ("one", vec![3.0], Some((3.0, 3.0, 3.0))),
+        ("odd", vec![5.0, 1.0, 2.0], Some((2.0, 1.0, 5.0))),
+        ("even", vec![4.0, 1.0, 2.0, 3.0], Some((2.5, 1.0, 4.0))),
+        ("19: the largest", to(19), Some((10.0, 1.0, 19.0))),
+        ("20: the last but one", to(20), Some((10.5, 1.0, 19.0))),
+        ("100", to(100), Some((50.5, 1.0, 95.0))),
+        ("none", vec![], None),
+    ];
+    for (name, samples, expected) in cases {
+        let summary = Summary::of(&samples);
+        assert_eq!(summary.map(|one| (one.median, one.min, one.p95)), expected, "{name}");
+    }
+}
+
+#[test]
+fn words_choose_parts_and_rows() {
+    const PARTS: &[&str] = &["io", "life"];
+    let cases = [
+        ("", "io", "terminal, init", true),
+        ("io", "io", "terminal, init", true),
+        ("life", "io", "terminal, init", false),
+        ("io life", "io", "terminal, init", true),
+        ("terminal", "io", "terminal, init", true),
+        ("io terminal init", "io", "terminal, init", true),
+        ("io terminal exec", "io", "terminal, init", false),
+        ("--runtime crun terminal", "io", "terminal, init", true),
+    ];
+    for (line, part, row, expected) in cases {
+        let args = parse(line).unwrap();
+        let chosen = args.chooses_part(part, PARTS) && args.chooses_row(row, PARTS);
+        assert_eq!(chosen, expected, "{line:?}");
+    }
+}
+
+#[test]
+fn options_have_values_that_are_checked() {
+    let args = parse("io --rounds 3 --shim /a/b --shim x=/c --json f --stock /s --runtime crun");
+    let args = args.unwrap();
+    assert_eq!((args.rounds, args.runtime.as_str()), (Some(3), "crun"));
+    assert_eq!(args.shims, [("b".into(), "/a/b".into()), ("x".into(), "/c".into())]);
+    assert_eq!((args.json, args.stock), (Some("f".into()), Some("/s".into())));
+    for (line, fault) in [
+        ("--rounds", "--rounds needs a value"),
+        ("--rounds 0", "--rounds 0: not a number of rounds"),
+        ("--rounds many", "--rounds many: not a number of rounds"),
+        ("--laps 3", "unknown option --laps"),
+    ] {
+        assert_eq!(parse(line).unwrap_err(), fault, "{line:?}");
+    }
+}
+
+#[test]
+fn lost_changed_and_moved_bytes_are_found() {
+    let bytes = Pattern::new(false).into_bytes(2_000_000);
+    let pattern = Pattern::new(false);
+    assert!(pattern.holds(0, &bytes) && pattern.holds(123, &bytes[123..]));
+    assert_eq!(pattern.length(250), 250);
+    let mut changed = bytes.clone();
+    changed[1_999_999] ^= 1;
+    assert!(!pattern.holds(0, &changed), "changed");
+    for lost in [1, 64, 100, 4096, 65_536, 1 << 20] {
+        assert!(!pattern.holds(0, &bytes[lost..]), "{lost} lost");
+    }
+    let terminal = Pattern::new(true);
+    let text = String::from_utf8(bytes[..1000].to_vec()).unwrap().replace('\n', "\r\n");
+    assert!(terminal.holds(0, text.as_bytes()));
+    assert_eq!(terminal.length(1000), text.len() as u64);
+}
