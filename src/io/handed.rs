@@ -7,11 +7,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use nix::sys::stat::fstat;
 use nix::unistd::geteuid;
-use tokio::io::{Interest, Ready as State};
 use tokio::sync::Notify;
 
 use super::fifo::{self, Direction};
@@ -20,11 +19,10 @@ use super::relay::enlarge;
 use super::task::Flag;
 use super::{Context, Stream};
 use crate::error::{Error, Result};
-use crate::sys::ready::Ready;
 
 /// What berth holds of such a FIFO.
 pub(super) struct Handed {
-    reader: Rc<OwnedFd>,
+    reader: OwnedFd,
     writer: OwnedFd,
     output: Rc<Output>,
 }
@@ -55,10 +53,10 @@ impl Handed {
         if !opened.fifo || owner != own.0 || enlarge(&opened.fd, buffer) < buffer {
             return Ok(None);
         }
-        let reader = Rc::new(fifo::half(&opened.fd, Direction::In).map_err(failed)?);
+        let reader = fifo::half(&opened.fd, Direction::In).map_err(failed)?;
         let theirs = blocking_writer(&opened.fd).map_err(failed)?;
         let writer = theirs.try_clone().map_err(failed)?;
-        let output = Output::new(stream, Rc::downgrade(&reader), Taker::Fifo, changed.clone());
+        let output = Output::new(stream, Weak::new(), Taker::Sink(Weak::new()), changed.clone());
         Ok(Some((theirs, Self { reader, writer, output })))
     }
 
@@ -67,31 +65,16 @@ impl Handed {
         self.output.clone()
     }
 
-    /// Waits for the end of the process, and of whoever else writes.
+    /// Waits for the end of the process. The kernel has ended all others in its PID namespace before
+    /// that is known, so what they wrote is in the FIFO.
     pub(super) async fn run(self, ended: Flag) {
         let Self { reader, writer, output } = self;
         ended.wait().await;
         drop(writer);
-        let stream = output.stream().name();
-        if let Err(error) = hung_up(&reader).await {
-            log::warn!("cannot wait for the end of {stream}: {error}");
-        }
         output.finish();
         if let Err(error) = fifo::leave(reader).await {
-            log::warn!("cannot wait for a reader of {stream}: {error}");
+            log::warn!("cannot wait for a reader of {}: {error}", output.stream().name());
         }
-    }
-}
-
-/// Resolves when nobody can write any more; what is in the FIFO does not matter.
-async fn hung_up(reader: &Rc<OwnedFd>) -> io::Result<()> {
-    let ready = Ready::register(reader.clone(), Interest::READABLE)?;
-    loop {
-        let mut state = ready.readable().await?;
-        if state.ready().is_read_closed() {
-            return Ok(());
-        }
-        state.clear_ready_matching(State::READABLE);
     }
 }
 

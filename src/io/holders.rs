@@ -32,15 +32,6 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Which of a stream's processes are looked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Who {
-    /// Those that have it open in any way.
-    All,
-    /// Those that can write to it.
-    Writers,
-}
-
 /// Output that did not reach its reader in time.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Undrained {
@@ -117,7 +108,7 @@ impl Mark {
 
 /// The other processes that have `source`, a pipe or the master of a terminal, open; the youngest
 /// first, at most [`MOST_HOLDERS`]. Lets the event loop run between any two processes.
-async fn holders(source: &OwnedFd, who: Who) -> Vec<Holder> {
+async fn holders(source: &OwnedFd) -> Vec<Holder> {
     let Ok(mark) = Mark::of(source) else { return Vec::new() };
     let mut links = MOST_LINKS;
     let mut found = Vec::new();
@@ -126,8 +117,7 @@ async fn holders(source: &OwnedFd, who: Who) -> Vec<Holder> {
         // A process that has ended meanwhile holds nothing.
         let entries = directory.read_dir().into_iter().flatten().flatten().take(links);
         let mut looked = 0;
-        let counts = |link: &Path| mark.matches(link) && (who == Who::All || writes(link));
-        if entries.inspect(|_| looked += 1).any(|entry| counts(&entry.path())) {
+        if entries.inspect(|_| looked += 1).any(|entry| mark.matches(&entry.path())) {
             found.push(Holder { pid, command: command(pid) });
         }
         links -= looked;
@@ -140,23 +130,12 @@ async fn holders(source: &OwnedFd, who: Who) -> Vec<Holder> {
 }
 
 /// The other processes that have a relay's descriptor open.
-pub(super) async fn others(descriptor: &Weak<OwnedFd>, who: Who) -> Vec<Holder> {
+pub(super) async fn others(descriptor: &Weak<OwnedFd>) -> Vec<Holder> {
     // A copy, because the search takes a while and must not prolong the relay's own.
     match descriptor.upgrade().and_then(|descriptor| descriptor.try_clone().ok()) {
-        Some(descriptor) => holders(&descriptor, who).await,
+        Some(descriptor) => holders(&descriptor).await,
         None => Vec::new(),
     }
-}
-
-/// Whether the descriptor behind `/proc/PID/fd/N` is open for writing.
-fn writes(link: &Path) -> bool {
-    let info = || {
-        let (process, number) = (link.parent()?.parent()?, link.file_name()?);
-        let text = std::fs::read_to_string(process.join("fdinfo").join(number)).ok()?;
-        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"))?.trim();
-        libc::c_int::from_str_radix(flags, 8).ok()
-    };
-    info().is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
 fn other_processes() -> Vec<u32> {

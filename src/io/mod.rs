@@ -6,6 +6,7 @@
 //! process with three FIFOs: six, four with a terminal.
 
 mod backlog;
+mod clock;
 mod console;
 mod driver;
 mod end;

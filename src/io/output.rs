@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::backlog::Keep;
 use super::end::{End, poll_now};
 use super::fifo::{self, Direction};
-use super::holders::{Undrained, Who, others};
+use super::holders::{Undrained, others};
 use super::relay::{Mode, Relay};
 use super::task::Flag;
 use super::{Context, Stream};
@@ -35,8 +35,6 @@ pub(super) struct Output {
 pub(super) enum Taker {
     /// Whoever reads what berth writes here.
     Sink(Weak<OwnedFd>),
-    /// Whoever reads the FIFO that the process writes to.
-    Fifo,
     /// A driver, as a message names it.
     Driver(RefCell<String>),
 }
@@ -94,7 +92,6 @@ impl Output {
                 let mut ends = [PollFd::new(sink.as_fd(), PollFlags::POLLOUT)];
                 poll_now(&mut ends).is_ok() && ends[0].any() == Some(false)
             }),
-            Taker::Fifo => false,
             Taker::Driver(_) => self.source.upgrade().is_some_and(|source| {
                 let mut ends = [PollFd::new(source.as_fd(), PollFlags::POLLIN)];
                 let polled = poll_now(&mut ends);
@@ -108,14 +105,10 @@ impl Output {
     pub(super) async fn undrained(&self) -> Undrained {
         let stream = self.stream.name();
         if !self.is_stuck() {
-            let who = if matches!(self.taker, Taker::Fifo) { Who::Writers } else { Who::All };
-            return Undrained::Held { stream, holders: others(&self.source, who).await };
+            return Undrained::Held { stream, holders: others(&self.source).await };
         }
         match &self.taker {
-            Taker::Fifo => Undrained::Unread { stream, readers: Vec::new() },
-            Taker::Sink(sink) => {
-                Undrained::Unread { stream, readers: others(sink, Who::All).await }
-            }
+            Taker::Sink(sink) => Undrained::Unread { stream, readers: others(sink).await },
             Taker::Driver(name) => Undrained::Stuck { stream, taker: name.borrow().clone() },
         }
     }

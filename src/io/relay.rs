@@ -15,6 +15,7 @@ use nix::unistd::{read, write};
 use tokio::time::{Instant, sleep};
 
 use super::backlog::{Backlog, Keep};
+use super::clock::Clock;
 use super::end::{End, poll_now};
 use crate::rootless;
 
@@ -33,6 +34,8 @@ const STORE: usize = 64 << 10;
 const RUSH: Duration = Duration::from_millis(3);
 /// Between two moves of a rush; the event loop's clock makes it up to 1 ms more.
 const TICK: Duration = Duration::from_micros(500);
+/// The same for a stream that would fill its pipes within a tick.
+const FAST_TICK: Duration = Duration::from_micros(150);
 /// Ticks without a byte until a rush is over.
 const PATIENCE: u32 = 4;
 
@@ -141,27 +144,46 @@ impl Relay {
     async fn rush(&mut self) -> io::Result<Burst> {
         self.source.ignore();
         self.sink.ignore();
-        let mut quiet = 0;
+        let mut clock = None;
+        // Short pauses to come before a long one, long ones to come before the rush is over.
+        let (mut short, mut long) = (0, PATIENCE);
         let burst = loop {
             let burst = self.burst()?;
             match burst {
                 Burst::End => return Ok(burst),
-                Burst::More => {
-                    quiet = 0;
-                    tokio::task::yield_now().await;
-                    continue;
+                Burst::Blocked(moved) if moved < self.fast() => {
+                    if moved > 0 {
+                        long = PATIENCE;
+                    }
+                    if short > 0 {
+                        short -= 1;
+                    } else if long > 0 {
+                        long -= 1;
+                        sleep(TICK).await;
+                        continue;
+                    } else {
+                        break burst;
+                    }
                 }
-                Burst::Blocked(0) => quiet += 1,
-                Burst::Blocked(_) => quiet = 0,
+                Burst::More | Burst::Blocked(_) => (short, long) = (PATIENCE, PATIENCE),
             }
-            if quiet == PATIENCE {
-                break burst;
-            }
-            sleep(TICK).await;
+            let clock = match &mut clock {
+                Some(clock) => clock,
+                none => none.insert(Clock::new()?),
+            };
+            clock.sleep(FAST_TICK).await?;
         };
         self.source.listen()?;
         self.sink.listen()?;
         Ok(burst)
+    }
+
+    /// The bytes of a burst that tell of a stream too fast for the event loop's clock.
+    fn fast(&self) -> usize {
+        match self.mode {
+            Mode::Splice => LARGE_PIPE / 8,
+            Mode::Copy => BUFFER, // a terminal holds little
+        }
     }
 
     /// Moves what can be moved now.
