@@ -1,5 +1,6 @@
 //! Where the shims run: a tmpfs of this run, which is gone afterwards however the run ends.
 
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -7,9 +8,12 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::args::Args;
+use crate::host::PlainHierarchies;
 use crate::support::RUN;
 
 /// The first word of the process that measures.
@@ -19,11 +23,14 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the worker on a tmpfs. SIGINT and SIGTERM reach only this process: it tells the worker by
 /// closing its standard input, so that the worker can take down what it has started.
-pub(crate) fn supervise(words: &[String]) -> ExitCode {
+pub(crate) fn supervise(args: &Args, words: &[String]) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("bench: it starts containers: run it as root");
         return ExitCode::FAILURE;
     }
+    let _lock = lock();
+    // crun refuses a hybrid layout; runc's figures are those of the machine as it is.
+    let _hierarchies = (args.runtime != "runc").then(PlainHierarchies::mount);
     let base = PathBuf::from(format!("/run/berth-bench-{}", std::process::id()));
     std::fs::create_dir(&base).unwrap();
     mount(Some("tmpfs"), &base, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
@@ -33,6 +40,16 @@ pub(crate) fn supervise(words: &[String]) -> ExitCode {
     umount2(&base, MntFlags::MNT_DETACH).unwrap();
     std::fs::remove_dir(&base).unwrap();
     status.unwrap()
+}
+
+/// Waits until no other run measures: two at once would measure each other. The lock is on the
+/// directory itself, so that no file remains.
+fn lock() -> Flock<File> {
+    let file = || File::open("/run").unwrap();
+    Flock::lock(file(), FlockArg::LockExclusiveNonblock).unwrap_or_else(|_| {
+        eprintln!("bench: waiting for another run");
+        Flock::lock(file(), FlockArg::LockExclusive).unwrap()
+    })
 }
 
 /// Waits for the worker's end.

@@ -5,13 +5,20 @@ use std::process::Command;
 
 use crate::contest::Subject;
 
-/// Date, processor, kernel, versions of the runtime and of each shim, a line each.
-pub(crate) fn describe(subjects: &[Subject], runtime: &str) -> String {
+/// How many processes wanted to run during the last minute: others than the benchmark's, before it
+/// begins.
+pub(crate) fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// Date, processor, `load`, kernel and runtime, and a line for the version of each shim.
+pub(crate) fn describe(subjects: &[Subject], runtime: &str, load: &str) -> String {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let count = thread_count();
     let mut text = format!(
-        "{}; {count} × {}, Linux {}; {}\n",
+        "{}; {count} × {}, load before {load}; Linux {}; {}\n",
         first_line("date", "-u", "+%F"),
         model.trim_start_matches(['\t', ' ', ':']),
         first_line("uname", "-r", "-s").trim_start_matches("Linux "),

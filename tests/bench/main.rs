@@ -16,9 +16,15 @@
 #![allow(missing_docs)]
 
 mod args;
+#[path = "../containerd/command.rs"]
+#[allow(dead_code, reason = "shared with the tests, which use all")]
+mod command;
 mod contest;
 mod figures;
 mod ground;
+#[path = "../containerd/host.rs"]
+#[allow(dead_code, reason = "shared with the tests, which use all")]
+mod host;
 mod io;
 mod machine;
 #[path = "../support/mod.rs"]
@@ -62,28 +68,29 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.first().map(String::as_str) {
         Some(io::WRITE) => io::writer::run(&words[1..]),
-        Some(ground::WORKER) => work(&words[1..]),
-        _ => ground::supervise(&words),
+        Some(ground::WORKER) => {
+            ground::heed_the_supervisor();
+            Args::parse(&words[1..]).map_or(ExitCode::FAILURE, |args| work(&args))
+        }
+        _ => match Args::parse(&words) {
+            Ok(args) => ground::supervise(&args, &words),
+            Err(fault) => {
+                eprintln!("bench: {fault}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
-/// Measures what the words choose, and prints it.
-fn work(words: &[String]) -> ExitCode {
-    ground::heed_the_supervisor();
-    let args = match Args::parse(words) {
-        Ok(args) => args,
-        Err(fault) => {
-            eprintln!("bench: {fault}");
-            return ExitCode::FAILURE;
-        }
-    };
+/// Measures what the arguments choose, and prints it.
+fn work(args: &Args) -> ExitCode {
     let mut found = false;
     for part in PARTS.iter().filter(|part| args.chooses_part(part.name, &names())) {
-        let mut rows = (part.rows)(&args);
+        let mut rows = (part.rows)(args);
         rows.retain(|row| args.chooses_row(&row.name, &names()));
         found |= !rows.is_empty();
         if !rows.is_empty() {
-            measure(part, &rows, &args);
+            measure(part, &rows, args);
         }
     }
     if !found {
@@ -95,10 +102,11 @@ fn work(words: &[String]) -> ExitCode {
 fn measure(part: &Part, rows: &[Row], args: &Args) {
     let subjects = (part.subjects)(args);
     let rounds = args.rounds.unwrap_or(part.rounds);
+    let load = machine::load();
     let lines = contest::hold(rows, &subjects, rounds);
     println!("### {}: {}, {rounds} rounds\n", part.title, args.runtime);
     println!("{}", table::markdown(part.figures, &lines));
-    println!("{}", machine::describe(&subjects, &args.runtime));
+    println!("{}", machine::describe(&subjects, &args.runtime, &load));
     if let Some(path) = &args.json {
         let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
         for line in table::json(part.name, &args.runtime, part.figures, &lines) {

@@ -36,7 +36,8 @@ fn cell(line: &Line, base: Option<&Line>, index: usize, digits: usize) -> String
     let [median, min, p95] =
         [summary.median, summary.min, summary.p95].map(|value| format!("{value:.digits$}"));
     let ratio = base.and_then(|base| ratio(line, base, index));
-    let ratio = ratio.map(|ratio| format!(" **×{ratio:.2}**")).unwrap_or_default();
+    let places = |ratio: f64| if ratio < 0.1 { 4 } else { 2 };
+    let ratio = ratio.map(|ratio| format!(" **×{ratio:.*}**", places(ratio))).unwrap_or_default();
     format!("{median} ({min}–{p95}){ratio}")
 }
 

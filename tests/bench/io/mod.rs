@@ -5,8 +5,8 @@ mod reader;
 pub(crate) mod writer;
 
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -95,12 +95,8 @@ pub(crate) fn subjects(args: &Args) -> Vec<Subject> {
     let mut subjects = vec![subject("stock", &stock(args), None)];
     subjects.extend(args.shims.iter().map(|(name, program)| subject(name, program, None)));
     let berth = PathBuf::from(support::binary());
-    if knows_handover(&berth) {
-        subjects.push(subject("berth, relay", &berth, Some(RELAY)));
-        subjects.push(subject("berth, handover", &berth, Some(HANDOVER)));
-    } else {
-        subjects.push(subject("berth", &berth, None));
-    }
+    subjects.push(subject("berth, relay", &berth, Some(RELAY)));
+    subjects.push(subject("berth, handover", &berth, Some(HANDOVER)));
     subjects
 }
 
@@ -113,13 +109,6 @@ fn stock(args: &Args) -> PathBuf {
     let installed = std::env::split_paths(&path).map(|dir| dir.join(NAME)).collect::<Vec<_>>();
     let mut all = args.stock.clone().into_iter().chain(fetched).chain(installed);
     all.find(|path| path.exists()).expect("a stock shim to compare with: --stock PATH")
-}
-
-fn knows_handover(berth: &Path) -> bool {
-    let file = PathBuf::from(std::env::var_os(support::RUN).unwrap()).join("handover.toml");
-    std::fs::write(&file, HANDOVER).unwrap();
-    let check = Command::new(berth).args(["config", "check"]).arg(&file).output();
-    check.unwrap().status.success()
 }
 
 /// One container, one stream; `None` where berth keeps the FIFO to itself whatever it is told.
@@ -187,7 +176,7 @@ struct Fifos {
     stdout: String,
     other: String,
     terminal: bool,
-    /// Keeps the other one open at both ends.
+    /// The client's end of the other one, on which nothing comes.
     _held: File,
 }
 
@@ -195,7 +184,9 @@ impl Fifos {
     fn new(host: &Host, terminal: bool) -> Self {
         let stdout = mkfifo(&host.dir().join("out"));
         let other = mkfifo(&host.dir().join("other"));
-        let _held = OpenOptions::new().read(true).write(true).open(&other).unwrap();
+        let mut open = OpenOptions::new();
+        open.read(true).write(terminal).custom_flags(libc::O_NONBLOCK);
+        let _held = open.open(&other).unwrap();
         Self { stdout, other, terminal, _held }
     }
 
