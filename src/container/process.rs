@@ -131,7 +131,11 @@ impl Process {
         let pid = self.pid.get().map_or(0, Pid::get);
         let state = self.state.get().name();
         let turn = if self.turn.try_lock().is_err() { ", a request is under way" } else { "" };
-        let io = if self.io.borrow().is_some() { "open" } else { "closed" };
+        let io = match &*self.io.borrow() {
+            Some(io) if io.dropped() > 0 => format!("open, {} bytes dropped", io.dropped()),
+            Some(_) => "open".into(),
+            None => "closed".into(),
+        };
         format!("pid {pid}, {state}, streams {io}{turn}")
     }
 

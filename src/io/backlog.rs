@@ -221,7 +221,7 @@ impl Ring {
             file.write_all_at(second, 0)?;
             Ok(file)
         };
-        match blocking("spill", work).await.flatten() {
+        match blocking("spill", work).await.and_then(|result| result) {
             Ok(file) => {
                 self.file = Some(file);
                 self.length += bytes.len() as u64;
@@ -242,9 +242,9 @@ impl Ring {
             let (first, second) = bytes.split_at_mut(first);
             file.read_exact_at(first, at)?;
             file.read_exact_at(second, 0)?;
-            Ok(bytes)
+            Ok::<_, io::Error>(bytes)
         };
-        let bytes = blocking("spill", work).await.flatten()?;
+        let bytes = blocking("spill", work).await??;
         self.skip(count);
         Ok(bytes)
     }

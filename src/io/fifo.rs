@@ -14,10 +14,14 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::Interest;
 
 use super::end::poll_now;
+use crate::sys;
 use crate::sys::ready::Ready;
 
 /// How often to look for a reader where inotify(7) is used up (`fs.inotify.max_user_instances`).
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// A reader that is there takes the rest of what was written within this time, most often.
+const SOON: Duration = Duration::from_millis(2);
 
 /// A stream's file.
 #[derive(Debug)]
@@ -65,32 +69,40 @@ pub(super) fn half(both: impl AsFd, direction: Direction) -> io::Result<OwnedFd>
 ///
 /// containerd's client opens the FIFO in the background, and is away altogether while it
 /// restarts. Closing a FIFO that nobody else has open would destroy what is in it and leave a
-/// later opener waiting for ever, so berth's end stays open until a reader has come.
+/// later opener waiting for ever, so berth's end stays open until a reader has come and has taken it
+/// all: one that goes before leaves the rest to the next.
 pub(super) async fn leave(reader: impl AsFd) -> io::Result<()> {
     let writer = half(&reader, Direction::Out)?;
     drop(reader); // from here on, the readers are the others
-    let mut openings = None;
-    while !has_reader(&writer)? {
-        match &openings {
-            None => openings = Some(Openings::of(&writer)),
-            Some(openings) => openings.next().await?,
+    if is_taken(&writer)? {
+        return Ok(());
+    }
+    tokio::time::sleep(SOON).await;
+    let mut changes = None;
+    while !is_taken(&writer)? {
+        match &changes {
+            None => changes = Some(Changes::of(&writer)),
+            Some(changes) => changes.next().await?,
         }
     }
     Ok(())
 }
 
+/// Whether somebody has the FIFO open for reading, and nothing is left to read.
+///
 /// poll(2) reports an error on a pipe's write end when no read end is open.
-fn has_reader(writer: &OwnedFd) -> io::Result<bool> {
+fn is_taken(writer: &OwnedFd) -> io::Result<bool> {
     let mut ends = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
     poll_now(&mut ends)?;
-    Ok(!ends[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)))
+    let no_reader = ends[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
+    Ok(!no_reader && sys::pipe::unread(writer.as_fd())? == 0)
 }
 
-/// Tells when a file was opened by anyone: no timer, no polling.
+/// Tells when anyone has opened, read or closed a file: no timer, no polling.
 #[derive(Debug)]
-struct Openings(Option<Ready>);
+struct Changes(Option<Ready>);
 
-impl Openings {
+impl Changes {
     fn of(file: &OwnedFd) -> Self {
         Self(Self::watch(file).inspect_err(|error| log::debug!("no inotify: {error}")).ok())
     }
@@ -98,11 +110,12 @@ impl Openings {
     fn watch(file: &OwnedFd) -> io::Result<Ready> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        inotify.add_watch(path.as_str(), AddWatchFlags::IN_OPEN)?;
+        let events = AddWatchFlags::IN_OPEN | AddWatchFlags::IN_ACCESS | AddWatchFlags::IN_CLOSE;
+        inotify.add_watch(path.as_str(), events)?;
         Ready::register(Rc::new(inotify.into()), Interest::READABLE)
     }
 
-    /// Resolves after the next opening; sometimes without one.
+    /// Resolves after the next change; sometimes without one.
     async fn next(&self) -> io::Result<()> {
         let Some(events) = &self.0 else {
             tokio::time::sleep(LOOK_AGAIN).await;

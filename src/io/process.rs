@@ -187,6 +187,11 @@ impl ProcessIo {
         }
     }
 
+    /// Bytes of the outputs that were dropped because nobody took them.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.outputs.iter().map(|output| output.dropped()).sum()
+    }
+
     /// Ends all that moves bytes and closes the descriptors, at once; what nobody has read is lost.
     pub(crate) fn close(&self) {
         self.tasks.iter().for_each(Task::stop);

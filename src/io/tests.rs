@@ -21,6 +21,8 @@ use tokio::time::{Instant, sleep};
 use super::process::ChildStdio;
 use super::*;
 
+mod keep;
+
 fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();

@@ -6,6 +6,7 @@ pub(crate) mod holder;
 pub(crate) mod loop_device;
 pub(crate) mod mount;
 pub(crate) mod pidfd;
+pub(crate) mod pipe;
 pub(crate) mod place;
 pub(crate) mod process;
 pub(crate) mod ready;

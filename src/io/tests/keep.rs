@@ -1,0 +1,189 @@
+//! Output that nobody reads, and FIFOs that a process has itself.
+
+use nix::fcntl::{FcntlArg, fcntl};
+
+use super::*;
+use crate::config::OnFull;
+use crate::size::Size;
+
+const MIB: usize = 1 << 20;
+
+fn policy(buffer: usize, spill: usize, on_full: OnFull) -> config::Io {
+    let (buffer, spill) = (Size(buffer as u64), Size(spill as u64));
+    config::Io { buffer, spill, on_full, handover: true }
+}
+
+async fn opened(fifos: &Fifos, policy: config::Io, is_confined: bool) -> (ProcessIo, ChildStdio) {
+    let reaper = Reaper::default();
+    let bundle = fifos.directory.path();
+    let context = Context { bundle, policy, is_confined, ..plain(&reaper) };
+    ProcessIo::open(&fifos.spec(&["stdout"]), &context).await.unwrap()
+}
+
+fn number(position: usize) -> u8 {
+    (position % 251) as u8
+}
+
+/// Writes numbered bytes in uneven parts.
+fn writer(pipe: OwnedFd, total: usize) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let (mut file, mut at) = (File::from(pipe), 0);
+        for length in [1, 100, 4096, 70_000].into_iter().cycle() {
+            let length = length.min(total - at);
+            let part: Vec<u8> = (at..at + length).map(number).collect();
+            file.write_all(&part).unwrap();
+            at += length;
+            if at == total {
+                return;
+            }
+        }
+    })
+}
+
+#[test]
+fn a_process_goes_on_without_a_reader_as_long_as_there_is_room() {
+    let cases = [
+        ("the FIFO's own buffer", policy(MIB, 0, OnFull::Block), MIB, 4 * MIB),
+        ("more memory than a FIFO can have", policy(4 * MIB, 0, OnFull::Block), 4 * MIB, 8 * MIB),
+        ("a file", policy(MIB, 6 * MIB, OnFull::Block), 6 * MIB, 12 * MIB),
+        ("a file behind a small buffer", policy(4096, 3 * MIB, OnFull::Block), 3 * MIB, 9 * MIB),
+    ];
+    for (name, policy, room, total) in cases {
+        run(async {
+            let fifos = Fifos::new();
+            let (io, child) = opened(&fifos, policy, false).await;
+            let (first, rest) = (writer(child.stdout.try_clone().unwrap(), room), total - room);
+            until(name, || first.is_finished()).await;
+            let second = std::thread::spawn(move || {
+                let part: Vec<u8> = (room..total).map(number).collect();
+                File::from(child.stdout).write_all(&part).unwrap();
+            });
+            sleep(Duration::from_millis(200)).await;
+            assert!(!second.is_finished(), "{name}: {rest} more are not kept");
+            assert_idle(name).await;
+            let bytes = joined(fifos.reader("stdout"));
+            let drained = io.drained(in_ms(20_000));
+            let (bytes, drained) = tokio::join!(bytes, drained);
+            drained.unwrap();
+            assert!(bytes.iter().copied().eq((0..total).map(number)), "{name}: {}", bytes.len());
+            joined(second).await;
+            assert_eq!(fifos.directory.path().read_dir().unwrap().count(), 3, "{name}: files");
+        });
+    }
+}
+
+#[test]
+fn a_reader_that_comes_and_goes_gets_everything_once() {
+    for policy in [policy(MIB, 64 * MIB, OnFull::Block), policy(MIB, 0, OnFull::Block)] {
+        run(async {
+            let fifos = Fifos::new();
+            let (io, child) = opened(&fifos, policy, policy.spill == Size(0)).await;
+            let total = 24 * MIB;
+            let writer = writer(child.stdout, total);
+            let path = fifos.path("stdout");
+            let reader = std::thread::spawn(move || {
+                let (mut bytes, mut block) = (Vec::new(), vec![0; 100_000]);
+                while bytes.len() < total {
+                    let mut fifo = File::open(&path).unwrap();
+                    for _ in 0..30 {
+                        let count = fifo.read(&mut block).unwrap();
+                        bytes.extend_from_slice(&block[..count]);
+                    }
+                    drop(fifo);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                bytes
+            });
+            joined(writer).await;
+            io.process_ended();
+            let bytes = joined(reader).await;
+            assert!(bytes.iter().copied().eq((0..total).map(number)));
+        });
+    }
+}
+
+#[test]
+fn the_oldest_output_is_dropped_and_counted_if_that_is_wanted() {
+    for spill in [0, MIB] {
+        run(async {
+            let fifos = Fifos::new();
+            let policy = policy(256 << 10, spill, OnFull::DropOldest);
+            let (io, child) = opened(&fifos, policy, true).await;
+            let total = 16 * MIB;
+            let writer = writer(child.stdout, total);
+            until("nothing blocks the writer", || writer.is_finished()).await;
+            until("bytes are dropped", || io.dropped() > 0).await;
+            let bytes = joined(fifos.reader("stdout")).await;
+            let dropped = usize::try_from(io.dropped()).unwrap();
+            assert_eq!(bytes.len() + dropped, total, "spill {spill}");
+            assert!(bytes.len() >= spill + (256 << 10), "spill {spill}: {}", bytes.len());
+            // First what the FIFO has, which cannot be taken back; then a gap; then the youngest.
+            let gap = bytes.iter().zip((0..total).map(number)).position(|(a, b)| *a != b).unwrap();
+            let young = bytes[gap..].iter().copied();
+            assert!(young.eq((gap + dropped..total).map(number)), "spill {spill}");
+        });
+    }
+}
+
+#[test]
+fn a_fifo_is_handed_over_only_where_nobody_notices() {
+    let usual = policy(MIB, 0, OnFull::Block);
+    let cases = [
+        ("safe", usual, true, true),
+        ("small buffer", policy(4096, 0, OnFull::Block), true, true),
+        ("writers that outlive it", usual, false, false),
+        ("switched off", config::Io { handover: false, ..usual }, true, false),
+        ("spill", policy(MIB, 1, OnFull::Block), true, false),
+        ("drop", policy(MIB, 0, OnFull::DropOldest), true, false),
+        ("more than the kernel grants", policy(1 << 30, 0, OnFull::Block), true, false),
+    ];
+    for (name, policy, is_confined, expected) in cases {
+        run(async {
+            let fifos = Fifos::new();
+            let (_io, child) = opened(&fifos, policy, is_confined).await;
+            let link = format!("/proc/self/fd/{}", child.stdout.as_raw_fd());
+            let handed = std::fs::read_link(link).unwrap() == fifos.path("stdout");
+            assert_eq!(handed, expected, "{name}");
+            let flags = OFlag::from_bits_retain(fcntl(&child.stdout, FcntlArg::F_GETFL).unwrap());
+            assert_eq!(flags & (OFlag::O_ACCMODE | OFlag::O_NONBLOCK), OFlag::O_WRONLY, "{name}");
+            if handed {
+                let size = fcntl(&child.stdout, FcntlArg::F_GETPIPE_SZ).unwrap();
+                assert!(size as u64 >= policy.buffer.0, "{name}: {size}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_handed_fifo_keeps_a_relays_promises() {
+    run(async {
+        let fifos = Fifos::new();
+        let policy = policy(MIB, 0, OnFull::Block);
+        let (io, child) = opened(&fifos, policy, true).await;
+        let mut process = spawn("echo one; sleep 0.3; seq 1 2000", child);
+        let mut client = fifos.client(OpenOptions::new().read(true), "stdout").unwrap();
+        let mut bytes = [0; 16];
+        until("a first reader has it", || client.read(&mut bytes).is_ok_and(|n| n == 4)).await;
+        drop(client);
+        assert!(process.wait().unwrap().success(), "no reader is no SIGPIPE");
+        let later = fifos.reader("stdout");
+        sleep(Duration::from_millis(50)).await;
+        assert!(!later.is_finished(), "no end before berth knows of the process's");
+        io.drained(in_ms(5000)).await.unwrap();
+        let expected: String = (1..=2000).map(|n| format!("{n}\n")).collect();
+        assert_eq!(joined(later).await, expected.as_bytes());
+    });
+}
+
+#[test]
+fn a_handed_fifo_waits_for_a_reader_after_the_end() {
+    run(async {
+        let fifos = Fifos::new();
+        let (io, child) = opened(&fifos, policy(MIB, 0, OnFull::Block), true).await;
+        assert!(spawn("echo late", child).wait().unwrap().success());
+        io.drained(in_ms(5000)).await.unwrap();
+        sleep(Duration::from_millis(20)).await;
+        assert_idle("waiting for a reader").await;
+        assert_eq!(joined(fifos.reader("stdout")).await, b"late\n");
+    });
+}
