@@ -56,12 +56,15 @@ fn an_exec_whose_terminal_has_nowhere_to_go_does_not_run_on() {
     shim.end();
 }
 
+/// A process that has the FIFO itself owes berth nothing: all it wrote is there.
+const RELAYED: &str = "[io]\nhandover = false\n";
+
 #[test]
 fn a_container_whose_output_is_held_stays_for_a_second_delete() {
     if skipped("the drain limit names the holder") {
         return;
     }
-    let host = Host::new();
+    let host = Host::new().configured(RELAYED);
     let shim = host.start("c", Spec::idle());
     let mut request = shim.request("c");
     request.stdout = mkfifo(&host.dir().join("out"));
@@ -86,8 +89,8 @@ fn output_for_a_reader_that_is_gone_for_good_does_not_fail_delete() {
     if skipped("Delete tells a slow reader from none") {
         return;
     }
-    let host = Host::new();
-    let shim = host.start("c", Spec::sh("head -c 300000 /dev/zero"));
+    let host = Host::new().configured(RELAYED);
+    let shim = host.start("c", Spec::sh("head -c 9000000 /dev/zero"));
     for reads in [true, false] {
         let mut request = shim.request("c");
         request.stdout = mkfifo(&host.dir().join(format!("out-{reads}")));

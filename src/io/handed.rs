@@ -6,14 +6,13 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::rc::{Rc, Weak};
 
 use nix::sys::stat::fstat;
-use nix::unistd::geteuid;
+use nix::unistd::{getegid, geteuid};
 use tokio::sync::Notify;
 
-use super::fifo::{self, Direction};
+use super::fifo::{self, Direction, Opened};
 use super::output::{Output, Taker};
 use super::relay::enlarge;
 use super::task::Flag;
@@ -28,36 +27,28 @@ pub(super) struct Handed {
 }
 
 impl Handed {
-    /// Opens the FIFO at `path` for a process; the descriptor for it, which blocks. `None` if the process
-    /// must not have it, because the promises of the configuration could not be kept, somebody might
-    /// write after the process's end, or the process could not open its `/dev/stdout` again.
+    /// Takes an output's file for its process; the descriptor for that, which blocks. The file comes back
+    /// if the process must not have it, because the promises of the configuration could not be kept,
+    /// somebody might write after the process's end, or it could not open its `/dev/stdout` again.
     ///
     /// # Errors
-    /// [`Error::Io`] names the path.
-    pub(super) fn open(
+    /// [`Error::Sys`].
+    pub(super) fn take(
         stream: Stream,
-        path: &Path,
+        opened: Opened,
         context: &Context<'_>,
         changed: &Rc<Notify>,
-    ) -> Result<Option<(OwnedFd, Self)>> {
-        let policy = context.policy;
-        let own = (geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        let wanted = policy.handover && policy.is_kept_by_a_fifo() && context.is_confined;
-        if !wanted || context.owner != own {
-            return Ok(None);
-        }
-        let failed = |error| Error::io("open", path)(error);
-        let opened = fifo::open(path, Direction::Out).map_err(failed)?;
-        let owner = fstat(&opened.fd).map_err(|errno| failed(errno.into()))?.st_uid;
-        let buffer = policy.buffer.bytes();
-        if !opened.fifo || owner != own.0 || enlarge(&opened.fd, buffer) < buffer {
-            return Ok(None);
+    ) -> Result<Result<(OwnedFd, Self), Opened>> {
+        let failed = |error| Error::sys("open a FIFO again")(error);
+        if !is_wanted(&opened, context).map_err(failed)? {
+            return Ok(Err(opened));
         }
         let reader = fifo::half(&opened.fd, Direction::In).map_err(failed)?;
         let theirs = blocking_writer(&opened.fd).map_err(failed)?;
         let writer = theirs.try_clone().map_err(failed)?;
-        let output = Output::new(stream, Weak::new(), Taker::Sink(Weak::new()), changed.clone());
-        Ok(Some((theirs, Self { reader, writer, output })))
+        let taker = Taker::Sink(Weak::new());
+        let output = Output::new(stream, Weak::new(), taker, changed.clone());
+        Ok(Ok((theirs, Self { reader, writer, output })))
     }
 
     /// What the outside may know of it.
@@ -76,6 +67,18 @@ impl Handed {
             log::warn!("cannot wait for a reader of {}: {error}", output.stream().name());
         }
     }
+}
+
+/// Whether nobody will notice that berth is not in between.
+fn is_wanted(opened: &Opened, context: &Context<'_>) -> io::Result<bool> {
+    let policy = context.policy;
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let allowed = policy.handover && policy.is_kept_by_a_fifo() && context.is_confined;
+    if !(allowed && opened.fifo && context.owner == (uid, gid)) {
+        return Ok(false);
+    }
+    let buffer = policy.buffer.bytes();
+    Ok(fstat(&opened.fd)?.st_uid == uid && enlarge(&opened.fd, buffer) >= buffer)
 }
 
 /// An end for the process, which waits in write(2) while the FIFO is full, as for any pipe.

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::backlog::Keep;
 use super::end::{End, poll_now};
-use super::fifo::{self, Direction};
+use super::fifo::{self, Direction, Opened};
 use super::holders::{Undrained, others};
 use super::relay::{Mode, Relay};
 use super::task::Flag;
@@ -120,15 +120,22 @@ pub(super) struct Sink {
     pub(super) fifo: bool,
 }
 
+/// Opens the file of an output. Closing it again would be an end of file to a reader that waits.
+///
+/// # Errors
+/// [`Error::Io`] names the stream and the path.
+pub(super) fn open(stream: Stream, path: &Path) -> Result<Opened> {
+    let action = if stream == Stream::Stdout { "open stdout" } else { "open stderr" };
+    fifo::open(path, Direction::Out).map_err(Error::io(action, path))
+}
+
 impl Sink {
-    /// The file at `path`: a FIFO, or a device.
+    /// A FIFO, or a device.
     ///
     /// # Errors
-    /// [`Error::Io`] names the stream and the path.
-    pub(super) fn open(stream: Stream, path: &Path) -> Result<Self> {
-        let action = if stream == Stream::Stdout { "open stdout" } else { "open stderr" };
-        let opened = fifo::open(path, Direction::Out).map_err(Error::io(action, path))?;
-        let end = End::sink(opened.fd).map_err(Error::io("watch", path))?;
+    /// [`Error::Sys`] if the event loop cannot wait for it.
+    pub(super) fn new(opened: Opened) -> Result<Self> {
+        let end = End::sink(opened.fd).map_err(Error::sys("watch the file of an output"))?;
         Ok(Self { end, fifo: opened.fifo })
     }
 }

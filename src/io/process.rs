@@ -13,7 +13,7 @@ use super::fifo::Direction;
 use super::handed::Handed;
 use super::holders::Undrained;
 use super::input::Source;
-use super::output::{Output, OutputRelay, Sink, Taker};
+use super::output::{Output, OutputRelay, Sink, Taker, open};
 use super::pipe::{null, pipe, set_nonblocking};
 use super::relay::Mode;
 use super::task::{Flag, Task, Work};
@@ -107,13 +107,17 @@ impl ProcessIo {
         match as_driven(target) {
             Target::Null => null(Direction::Out),
             Target::Path(path) => {
-                if let Some((theirs, handed)) = Handed::open(stream, &path, context, &self.moved)? {
-                    self.outputs.push(handed.output());
-                    self.spawn(Box::pin(handed.run(self.ended.clone())));
-                    return Ok(theirs);
-                }
+                let opened = match Handed::take(stream, open(stream, &path)?, context, &self.moved)?
+                {
+                    Ok((theirs, handed)) => {
+                        self.outputs.push(handed.output());
+                        self.spawn(Box::pin(handed.run(self.ended.clone())));
+                        return Ok(theirs);
+                    }
+                    Err(opened) => opened,
+                };
                 let (theirs, ours) = pipe(context.owner, Direction::Out)?;
-                let sink = Sink::open(stream, &path)?;
+                let sink = Sink::new(opened)?;
                 let mode = Mode::Splice;
                 let relay = OutputRelay::new(stream, ours, sink, mode, &self.moved, context)?;
                 self.outputs.push(relay.output());
@@ -239,8 +243,8 @@ impl TerminalIo {
         let source = io.source(spec).await?;
         let sink = match as_driven(spec.target(Stream::Stdout)?) {
             // It is taken even if nobody wants it, or the process would stop.
-            Target::Null => Sink::open(Stream::Stdout, Path::new("/dev/null"))?,
-            Target::Path(path) => Sink::open(Stream::Stdout, &path)?,
+            Target::Null => Sink::new(open(Stream::Stdout, Path::new("/dev/null"))?)?,
+            Target::Path(path) => Sink::new(open(Stream::Stdout, &path)?)?,
             driven => {
                 let (ours, feed) = io.feed(Stream::Stdout, context)?;
                 io.drive(&driven, vec![feed], context).await?;

@@ -187,3 +187,29 @@ fn a_handed_fifo_waits_for_a_reader_after_the_end() {
         assert_eq!(joined(fifos.reader("stdout")).await, b"late\n");
     });
 }
+
+#[test]
+fn a_reader_that_waits_sees_no_end_before_the_first_byte() {
+    let usual = policy(MIB, 0, OnFull::Block);
+    for policy in [usual, policy(1 << 30, 0, OnFull::Block), policy(MIB, MIB, OnFull::Block)] {
+        run(async {
+            let fifos = Fifos::new();
+            let mut client = fifos.client(OpenOptions::new().read(true), "stdout").unwrap();
+            let waits = std::thread::spawn(move || {
+                let mut end =
+                    [nix::poll::PollFd::new(client.as_fd(), nix::poll::PollFlags::POLLIN)];
+                nix::poll::poll(&mut end, 5000u16).unwrap();
+                let mut bytes = [0; 16];
+                let count = client.read(&mut bytes).unwrap();
+                bytes[..count].to_vec()
+            });
+            sleep(Duration::from_millis(20)).await;
+            let (io, child) = opened(&fifos, policy, true).await;
+            sleep(Duration::from_millis(20)).await;
+            let mut process = spawn("echo first", child);
+            assert_eq!(joined(waits).await, b"first\n");
+            process.wait().unwrap();
+            drop(io);
+        });
+    }
+}
