@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::fifo::{self, Direction, Opened};
 use super::output::{Output, Taker};
-use super::relay::enlarge;
+use super::pipe::enlarge;
 use super::task::Flag;
 use super::{Context, Stream};
 use crate::error::{Error, Result};

@@ -8,6 +8,11 @@ use nix::unistd::{Gid, Uid, fchown, getegid, geteuid, pipe2};
 
 use super::fifo::Direction;
 use crate::error::{Error, Result};
+use crate::rootless;
+
+/// What a busy pipe is enlarged to, in bytes: what the host allows unless it was changed
+/// (`fs.pipe-max-size`).
+pub(super) const LARGE: usize = 1 << 20;
 
 /// A pipe for the process: its end, blocking, and ours, not.
 ///
@@ -51,4 +56,23 @@ pub(super) fn null(direction: Direction) -> Result<OwnedFd> {
     };
     let file = options.open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
     Ok(file.into())
+}
+
+/// How many bytes a pipe holds; none for what is no pipe.
+pub(super) fn capacity(pipe: impl AsFd) -> usize {
+    fcntl(pipe, FcntlArg::F_GETPIPE_SZ).map_or(0, |size| usize::try_from(size).unwrap_or(0))
+}
+
+/// Lets a pipe hold `size` bytes, if the host allows it and it holds less; returns what it holds now.
+///
+/// An ordinary user has a limit for all pipes together, and beyond it new ones get two pages
+/// (`fs.pipe-user-pages-soft`): there no pipe of ours grows.
+pub(super) fn enlarge(pipe: impl AsFd, size: usize) -> usize {
+    let now = capacity(&pipe);
+    if now == 0 || now >= size || rootless::in_user_namespace() {
+        return now;
+    }
+    let size = i32::try_from(size).unwrap_or(i32::MAX);
+    let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(size)); // it holds what it holds
+    capacity(pipe)
 }

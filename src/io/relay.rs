@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
+use nix::fcntl::{SpliceFFlags, splice};
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{read, write};
 use tokio::time::{Instant, sleep};
@@ -17,11 +17,8 @@ use tokio::time::{Instant, sleep};
 use super::backlog::{Backlog, Keep};
 use super::clock::Clock;
 use super::end::{End, poll_now};
-use crate::rootless;
+use super::pipe::{LARGE, capacity, enlarge};
 
-/// The most one splice(2) is asked for, and a pipe is enlarged to, in bytes: what the host allows
-/// unless it was changed (`fs.pipe-max-size`).
-const LARGE_PIPE: usize = 1 << 20;
 /// The buffer of one read and write, in bytes: more than a terminal ever hands out at once.
 const BUFFER: usize = 8192;
 /// A stream lets others run after this many bytes, and those that follow are there already.
@@ -109,6 +106,8 @@ impl Relay {
     /// `BrokenPipe` as soon as nobody can read from the sink, even if no byte is there to be
     /// written; other errors of reading and writing as they come.
     pub(super) async fn run(&mut self) -> io::Result<()> {
+        self.source.listen()?; // it may have been dropped in a rush
+        self.sink.listen()?;
         loop {
             self.wait().await?;
             let rushes = self.last.is_some_and(|last| last.elapsed() < RUSH);
@@ -181,7 +180,7 @@ impl Relay {
     /// The bytes of a burst that tell of a stream too fast for the event loop's clock.
     fn fast(&self) -> usize {
         match self.mode {
-            Mode::Splice => LARGE_PIPE / 8,
+            Mode::Splice => LARGE / 8,
             Mode::Copy => BUFFER, // a terminal holds little
         }
     }
@@ -213,12 +212,12 @@ impl Relay {
         }
         if !self.grown.source {
             self.grown.source = true;
-            enlarge(&self.source, LARGE_PIPE);
+            enlarge(&self.source, LARGE);
         }
         if !self.grown.sink {
             self.grown.sink = true;
-            let most = self.keep.as_ref().map_or(LARGE_PIPE, |keep| keep.policy.buffer.bytes());
-            enlarge(&self.sink, most.min(LARGE_PIPE));
+            let most = self.keep.as_ref().map_or(LARGE, |keep| keep.policy.buffer.bytes());
+            enlarge(&self.sink, most.min(LARGE));
         }
     }
 
@@ -245,13 +244,13 @@ impl Relay {
     fn overflows(&mut self) -> io::Result<bool> {
         let Some(keep) = &self.keep else { return Ok(false) };
         let (source, sink) = self.poll()?;
-        if sink || !(source || !self.pending.is_empty()) {
+        if sink || (!source && self.pending.is_empty()) {
             return Ok(false);
         }
         let buffer = keep.policy.buffer.bytes();
         if !self.grown.sink {
             self.grown.sink = true;
-            enlarge(&self.sink, buffer.min(LARGE_PIPE));
+            enlarge(&self.sink, buffer.min(LARGE));
             return Ok(false); // there may be room now
         }
         if keep.policy.is_kept_by_a_fifo() && capacity(&self.sink) >= buffer {
@@ -343,7 +342,7 @@ impl Relay {
 
     fn splice(&self) -> nix::Result<usize> {
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-        splice(&self.source, None, &self.sink, None, LARGE_PIPE, flags)
+        splice(&self.source, None, &self.sink, None, LARGE, flags)
     }
 
     /// Reads what is there and writes what fits; the rest is kept.
@@ -379,23 +378,4 @@ fn receive(source: &End, buffer: &mut [u8]) -> nix::Result<usize> {
         Err(Errno::EIO) => Ok(0),
         read => read,
     }
-}
-
-/// How many bytes a pipe holds; none for what is no pipe.
-pub(super) fn capacity(pipe: impl AsFd) -> usize {
-    fcntl(pipe, FcntlArg::F_GETPIPE_SZ).map_or(0, |size| usize::try_from(size).unwrap_or(0))
-}
-
-/// Lets a pipe hold `size` bytes, if the host allows it and it holds less; returns what it holds now.
-///
-/// An ordinary user has a limit for all pipes together, and beyond it new ones get two pages
-/// (`fs.pipe-user-pages-soft`): there no pipe of ours grows.
-pub(super) fn enlarge(pipe: impl AsFd, size: usize) -> usize {
-    let now = capacity(&pipe);
-    if now == 0 || now >= size || rootless::in_user_namespace() {
-        return now;
-    }
-    let size = i32::try_from(size).unwrap_or(i32::MAX);
-    let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(size)); // it holds what it holds
-    capacity(pipe)
 }

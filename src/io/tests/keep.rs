@@ -213,3 +213,32 @@ fn a_reader_that_waits_sees_no_end_before_the_first_byte() {
         });
     }
 }
+
+#[test]
+fn input_may_be_closed_while_it_streams() {
+    run(async {
+        let fifos = Fifos::new();
+        let (io, child) = fifos.open(&["stdin", "stdout"]).await;
+        let mut process = spawn("exec cat", child);
+        let reader = fifos.reader("stdout");
+        let mut client = OpenOptions::new().write(true).open(fifos.path("stdin")).unwrap();
+        let total = 8 * MIB;
+        let writer = std::thread::spawn(move || {
+            for at in (0..total).step_by(512) {
+                let part: Vec<u8> = (at..at + 512).map(number).collect();
+                client.write_all(&part).unwrap();
+            }
+        });
+        sleep(Duration::from_millis(20)).await;
+        assert!(!writer.is_finished());
+        io.close_stdin();
+        io.close_stdin();
+        joined(writer).await;
+        let bytes = joined(reader);
+        let drained = io.drained(in_ms(20_000));
+        let (bytes, drained) = tokio::join!(bytes, drained);
+        drained.unwrap();
+        assert!(bytes.iter().copied().eq((0..total).map(number)), "{}", bytes.len());
+        process.wait().unwrap();
+    });
+}
