@@ -1,5 +1,8 @@
 //! Output that nobody reads, and FIFOs that a process has itself.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::*;
@@ -219,25 +222,33 @@ fn input_may_be_closed_while_it_streams() {
     run(async {
         let fifos = Fifos::new();
         let (io, child) = fifos.open(&["stdin", "stdout"]).await;
-        let mut process = spawn("exec cat", child);
+        let script =
+            "trap go=1 USR1; head -c 3000000; until [ $go ]; do sleep 0.05; done; exec cat";
+        let mut process = spawn(script, child);
         let reader = fifos.reader("stdout");
         let mut client = OpenOptions::new().write(true).open(fifos.path("stdin")).unwrap();
-        let total = 8 * MIB;
+        let (total, sent) = (8 * MIB, Arc::new(AtomicUsize::new(0)));
+        let written = Arc::clone(&sent);
         let writer = std::thread::spawn(move || {
             for at in (0..total).step_by(512) {
                 let part: Vec<u8> = (at..at + 512).map(number).collect();
                 client.write_all(&part).unwrap();
+                written.store(at, Ordering::Relaxed);
             }
         });
-        sleep(Duration::from_millis(20)).await;
-        assert!(!writer.is_finished());
+        while sent.load(Ordering::Relaxed) < MIB {
+            tokio::task::yield_now().await;
+        }
         io.close_stdin();
         io.close_stdin();
+        sleep(Duration::from_millis(300)).await;
+        assert!(!writer.is_finished(), "everything is full");
+        assert_idle("input that was closed and is not read").await;
+        let go = nix::unistd::Pid::from_raw(process.id() as i32);
+        nix::sys::signal::kill(go, nix::sys::signal::SIGUSR1).unwrap();
         joined(writer).await;
-        let bytes = joined(reader);
-        let drained = io.drained(in_ms(20_000));
-        let (bytes, drained) = tokio::join!(bytes, drained);
-        drained.unwrap();
+        io.drained(in_ms(20_000)).await.unwrap();
+        let bytes = joined(reader).await;
         assert!(bytes.iter().copied().eq((0..total).map(number)), "{}", bytes.len());
         process.wait().unwrap();
     });
