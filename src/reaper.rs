@@ -6,10 +6,10 @@
 //! in case the pid is announced only after the process has died.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::time::SystemTime;
@@ -48,6 +48,8 @@ struct Inner {
     /// What the children get, where the daemon has taken more for itself.
     files: Option<FileLimit>,
     claimed: RefCell<HashMap<Pid, oneshot::Sender<Exit>>>,
+    /// Those of [`Reaper::spawn_apart`].
+    apart: RefCell<HashSet<Pid>>,
     watches: RefCell<Vec<Weak<Early>>>,
 }
 
@@ -74,12 +76,25 @@ impl Reaper {
     /// Reaps all children that have ended; call it on SIGCHLD.
     pub(crate) fn reap(&self) {
         loop {
-            match child::reap() {
+            match child::reap_after(|pid, status| self.end_group(pid, status)) {
                 Ok(Some((pid, status))) => {
                     self.deliver(pid, Exit { status, at: SystemTime::now() })
                 }
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot wait for children: {error}"),
+            }
+        }
+    }
+
+    /// As [`Reaper::reap`], of its own children alone: a test is one among others in its process.
+    #[cfg(test)]
+    pub(crate) fn reap_own(&self) {
+        let claimed: Vec<Pid> = self.0.claimed.borrow().keys().copied().collect();
+        for pid in claimed {
+            if let Some(status) = child::is_zombie(pid) {
+                self.end_group(pid, status);
+                let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.get()), None);
+                self.deliver(pid, Exit { status, at: SystemTime::now() });
             }
         }
     }
@@ -105,6 +120,28 @@ impl Reaper {
     ) -> io::Result<Child> {
         let pid = child::spawn(program, args, cwd, env, streams, self.0.files)?;
         Ok(self.claim(pid)) // no await since the fork: the exit cannot have been taken yet
+    }
+
+    /// Starts a program on its own account; see [`child::spawn_apart`]. What it has started is killed
+    /// with it, unless it ends by itself and with status 0.
+    pub(crate) fn spawn_apart(
+        &self,
+        program: &Path,
+        args: &[impl AsRef<OsStr>],
+        cwd: &Path,
+        env: &[(&str, &str)],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<Child> {
+        let pid = child::spawn_apart(program, args, cwd, env, descriptors, self.0.files)?;
+        self.0.apart.borrow_mut().insert(pid);
+        Ok(self.claim(pid)) // as above
+    }
+
+    /// Called while `pid` is a zombie, whose group's number cannot be another's.
+    fn end_group(&self, pid: Pid, status: u32) {
+        if self.0.apart.borrow_mut().remove(&pid) && status != 0 {
+            child::kill_group(pid);
+        }
     }
 
     /// Opens a watch. Do so before the command runs that makes the process.

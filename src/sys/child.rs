@@ -3,12 +3,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -53,6 +54,60 @@ pub(crate) fn spawn(
     spawn_bound(command, files)
 }
 
+/// Starts `program` as [`spawn`] does, but with nothing of ours: its environment is `env` alone, 0, 1
+/// and 2 are `/dev/null`, and from 3 on it has `descriptors`, in this order.
+pub(crate) fn spawn_apart(
+    program: &Path,
+    args: &[impl AsRef<OsStr>],
+    cwd: &Path,
+    env: &[(&str, &str)],
+    descriptors: &[BorrowedFd<'_>],
+    files: Option<FileLimit>,
+) -> io::Result<Pid> {
+    let mut command = Command::new(program);
+    command.args(args).current_dir(cwd).env_clear().envs(env.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _taken = hand_over(&mut command, descriptors)?;
+    spawn_bound(command, files)
+}
+
+/// Lets `command` have `descriptors` from 3 on. What is returned has to live until it was started: it
+/// keeps those numbers from the pipe on which [`Command`] hears why a program cannot be started.
+fn hand_over(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    let end = 3 + i32::try_from(descriptors.len()).map_err(io::Error::other)?;
+    // Beyond all the numbers that are given away, so that none is overwritten before it was copied.
+    let copies: Vec<_> =
+        descriptors.iter().map(|fd| copy_from(end, *fd)).collect::<io::Result<_>>()?;
+    let mut taken = Vec::new();
+    while let Some(first) = descriptors.first() {
+        let copy = copy_from(3, *first)?;
+        if copy.as_raw_fd() >= end {
+            break;
+        }
+        taken.push(copy);
+    }
+    let place = move || {
+        for (number, copy) in (3..end).zip(&copies) {
+            // SAFETY: both are integers. The forked child has a table of descriptors of its own, and
+            // until exec nothing in it uses `number`: neither `copies`, which are all higher, nor
+            // `Command`, which got its own while every number up to `end` was taken.
+            Errno::result(unsafe { libc::dup2(copy.as_raw_fd(), number) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls only and touches no lock and
+    // no memory that another thread could hold.
+    unsafe { command.pre_exec(place) };
+    Ok(taken)
+}
+
+/// A copy of `fd`, close-on-exec, with the first free number from `least` on.
+fn copy_from(least: i32, fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(least))?;
+    // SAFETY: the kernel just returned `copy`; it is open and has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Starts `command` in a process group of its own, with an empty signal mask, the limit `files` or
 /// else ours, and a death by SIGKILL with the thread that called; the caller owes it a wait.
 pub(super) fn spawn_bound(mut command: Command, files: Option<FileLimit>) -> io::Result<Pid> {
@@ -93,28 +148,45 @@ fn command(
 /// Takes the exit of any child: its pid, and its status as containerd counts (128 + signal).
 /// `None` when no child has ended. Children that were cloned with another exit signal than SIGCHLD
 /// are left to whoever made them.
-///
-/// nix's `waitpid` has no value for a death by real-time signal and would lose such an exit.
 pub(crate) fn reap() -> io::Result<Option<(Pid, u32)>> {
-    loop {
-        let mut status = 0;
-        // SAFETY: `status` is a valid place for the kernel to write an int to.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-        if pid < 0 {
-            match Errno::last() {
-                Errno::EINTR => continue,
-                Errno::ECHILD => return Ok(None),
-                error => return Err(error.into()),
-            }
-        }
-        let Some(pid) = Pid::new(pid) else { return Ok(None) };
-        if libc::WIFEXITED(status) {
-            return Ok(Some((pid, libc::WEXITSTATUS(status).unsigned_abs())));
-        }
-        if libc::WIFSIGNALED(status) {
-            return Ok(Some((pid, 128 + libc::WTERMSIG(status).unsigned_abs())));
+    reap_after(|_, _| ())
+}
+
+/// As [`reap`], but `first` has its turn while the child is still there as a zombie: its pid, and the
+/// number of the process group that it made, cannot be another's by then.
+pub(crate) fn reap_after(first: impl FnOnce(Pid, u32)) -> io::Result<Option<(Pid, u32)>> {
+    let ended = wait(libc::P_ALL, 0, libc::WNOHANG | libc::WNOWAIT)?;
+    let Some((pid, status)) = ended else { return Ok(None) };
+    first(pid, status);
+    wait(libc::P_PID, pid.get().unsigned_abs(), 0)
+}
+
+/// Whether `pid` has ended and is still to be waited for; its status.
+#[cfg(test)]
+pub(crate) fn is_zombie(pid: Pid) -> Option<u32> {
+    let options = libc::WNOHANG | libc::WNOWAIT;
+    wait(libc::P_PID, pid.get().unsigned_abs(), options).unwrap().map(|(_, status)| status)
+}
+
+/// Waits for children that have ended: waitid(2). `None` if there is none.
+///
+/// nix's `waitid` has no value for a death by real-time signal and would lose such an exit.
+fn wait(kind: libc::idtype_t, id: u32, options: i32) -> io::Result<Option<(Pid, u32)>> {
+    // SAFETY: the struct is integers and pointers only, for which zero is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a valid place for the kernel to write to.
+    while unsafe { libc::waitid(kind, id, &raw mut info, options | libc::WEXITED) } < 0 {
+        match Errno::last() {
+            Errno::EINTR => {}
+            Errno::ECHILD => return Ok(None),
+            error => return Err(error.into()),
         }
     }
+    // SAFETY: waitid(2) fills these fields for a child, and without one they are still zero.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let status = status.unsigned_abs();
+    let killed = info.si_code != libc::CLD_EXITED;
+    Ok(Pid::new(pid).map(|pid| (pid, if killed { 128 + status } else { status })))
 }
 
 /// Whether the process behind `pidfd` is a child of this process, so that [`reap`] will see its end.
@@ -182,12 +254,22 @@ pub(crate) fn descendants(pid: Pid) -> Vec<Pid> {
 /// Kills the process group that `leader` made; `leader` must not have been waited for yet, so its
 /// number cannot be another's.
 pub(crate) fn kill_group(leader: Pid) {
+    signal_group(leader, Signal::SIGKILL);
+}
+
+/// Asks the process group that `leader` made to end (SIGTERM), under the same condition.
+pub(crate) fn terminate_group(leader: Pid) {
+    signal_group(leader, Signal::SIGTERM);
+}
+
+fn signal_group(leader: Pid, signal: Signal) {
     // ESRCH: nobody is left, which is what was wanted.
-    let _ = killpg(nix::unistd::Pid::from_raw(leader.get()), Signal::SIGKILL);
+    let _ = killpg(nix::unistd::Pid::from_raw(leader.get()), signal);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
 
     use super::*;
@@ -221,5 +303,67 @@ mod tests {
         let set: Vec<_> = command.get_envs().collect();
         let expected = [("A", Some("b")), ("NOTIFY_SOCKET", None)];
         assert_eq!(set, expected.map(|(key, value)| (OsStr::new(key), value.map(OsStr::new))));
+    }
+
+    #[test]
+    fn a_child_on_its_own_account_has_what_it_is_given() {
+        let mut files = [(); 3].map(|()| tempfile::tempfile().unwrap());
+        files.iter_mut().zip(["a", "b"]).for_each(|(file, text)| {
+            io::Write::write_all(file, text.as_bytes()).unwrap();
+            io::Seek::rewind(file).unwrap();
+        });
+        let descriptors = files.each_ref().map(|file| file.as_fd());
+        let run = |program: &str, script: &str| {
+            let args = ["-c", script];
+            spawn_apart(
+                Path::new(program),
+                &args,
+                Path::new("/"),
+                &[("X", "x")],
+                &descriptors,
+                None,
+            )
+        };
+        let missing = run("/nowhere", "").unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound, "its pipe was not overwritten");
+        let pid = run("/bin/sh", "cat <&3 >&5; cat <&4 >&5; echo $X >&5; echo lost").unwrap();
+        while is_zombie(pid).is_none() {
+            std::thread::yield_now();
+        }
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.get()), None);
+        let mut text = [0; 100];
+        let length = files[2].read_at(&mut text, 0).unwrap();
+        assert_eq!(std::str::from_utf8(&text[..length]).unwrap(), "abx\n");
+    }
+
+    #[test]
+    fn what_is_given_away_is_written_over_nothing() {
+        let mut command = Command::new("/bin/true");
+        let file = tempfile::tempfile().unwrap();
+        let given = [file.as_fd(); 4];
+        let taken = hand_over(&mut command, &given).unwrap();
+        let is_open = |number: &i32| Path::new(&format!("/proc/self/fd/{number}")).exists();
+        assert!((3..7).all(|number| is_open(&number)), "{taken:?}");
+    }
+
+    #[test]
+    fn a_status_is_counted_as_containerd_does() {
+        for (name, script, expected) in [
+            ("exit", "exit 7", 7),
+            ("signal", "kill -9 $$", 137),
+            ("real-time signal", "kill -40 $$", 168),
+        ] {
+            let args = ["-c", script];
+            let pid = spawn_apart(Path::new("/bin/sh"), &args, Path::new("/"), &[], &[], None);
+            let pid = pid.unwrap();
+            let status = loop {
+                if let Some(status) = is_zombie(pid) {
+                    break status;
+                }
+                std::thread::yield_now();
+            };
+            assert_eq!(status, expected, "{name}");
+            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.get()), None);
+        }
     }
 }
