@@ -24,7 +24,7 @@
 //! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
 //!               the two ways to mount; fuse_overlay.rs: what fuse-overlayfs can, pure; unmount.rs
 //! io/           mod.rs: stdio URIs; process.rs: `ProcessIo`; fifo.rs relay.rs console.rs; holders.rs:
-//!               who keeps a pipe open
+//!               who keeps a pipe open; logger.rs, logger/: programs that take output, kept alive
 //! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`; kill.rs; tree.rs: pids, remove; file.rs:
 //!               one read a file; stats/; oom.rs: the count of processes killed for lack of memory
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken

@@ -131,11 +131,19 @@ impl Process {
         let pid = self.pid.get().map_or(0, Pid::get);
         let state = self.state.get().name();
         let turn = if self.turn.try_lock().is_err() { ", a request is under way" } else { "" };
-        let io = match &*self.io.borrow() {
-            Some(io) if io.dropped() > 0 => format!("open, {} bytes dropped", io.dropped()),
-            Some(_) => "open".into(),
-            None => "closed".into(),
-        };
+        let mut io = String::new();
+        match &*self.io.borrow() {
+            Some(streams) => {
+                io += "open";
+                if streams.dropped() > 0 {
+                    io += &format!(", {} bytes dropped", streams.dropped());
+                }
+                if streams.logger_restarts() > 0 {
+                    io += &format!(", logger restarted {} times", streams.logger_restarts());
+                }
+            }
+            None => io += "closed",
+        }
         format!("pid {pid}, {state}, streams {io}{turn}")
     }
 

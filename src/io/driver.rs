@@ -3,10 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use super::Context;
 use super::output::Output;
 use super::task::Work;
 use super::uri::Target;
+use super::{Context, logger};
 use crate::error::{Error, Result};
 
 /// An output for a driver.
@@ -28,9 +28,9 @@ pub(super) async fn start(
     feeds: Vec<Feed>,
     context: &Context<'_>,
 ) -> Result<Work> {
-    drop((feeds, context));
     match target {
-        Target::File(_) | Target::Logger(_) | Target::Journal(_) | Target::Streaming(_) => {
+        Target::Logger(target) => logger::start(target, feeds, context).await,
+        Target::File(_) | Target::Journal(_) | Target::Streaming(_) => {
             Err(Error::Unimplemented(format!("{target:?}")))
         }
         Target::Null | Target::Path(_) => Err(Error::Unimplemented("no driver".into())),

@@ -32,6 +32,15 @@ impl fmt::Display for Holder {
     }
 }
 
+/// Which of a stream's processes are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Who {
+    /// Those that have it open in any way.
+    All,
+    /// Those that can write to it.
+    Writers,
+}
+
 /// Output that did not reach its reader in time.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Undrained {
@@ -108,7 +117,7 @@ impl Mark {
 
 /// The other processes that have `source`, a pipe or the master of a terminal, open; the youngest
 /// first, at most [`MOST_HOLDERS`]. Lets the event loop run between any two processes.
-async fn holders(source: &OwnedFd) -> Vec<Holder> {
+async fn holders(source: &OwnedFd, who: Who) -> Vec<Holder> {
     let Ok(mark) = Mark::of(source) else { return Vec::new() };
     let mut links = MOST_LINKS;
     let mut found = Vec::new();
@@ -117,7 +126,8 @@ async fn holders(source: &OwnedFd) -> Vec<Holder> {
         // A process that has ended meanwhile holds nothing.
         let entries = directory.read_dir().into_iter().flatten().flatten().take(links);
         let mut looked = 0;
-        if entries.inspect(|_| looked += 1).any(|entry| mark.matches(&entry.path())) {
+        let counts = |link: &Path| mark.matches(link) && (who == Who::All || writes(link));
+        if entries.inspect(|_| looked += 1).any(|entry| counts(&entry.path())) {
             found.push(Holder { pid, command: command(pid) });
         }
         links -= looked;
@@ -130,12 +140,17 @@ async fn holders(source: &OwnedFd) -> Vec<Holder> {
 }
 
 /// The other processes that have a relay's descriptor open.
-pub(super) async fn others(descriptor: &Weak<OwnedFd>) -> Vec<Holder> {
+pub(super) async fn others(descriptor: &Weak<OwnedFd>, who: Who) -> Vec<Holder> {
     // A copy, because the search takes a while and must not prolong the relay's own.
     match descriptor.upgrade().and_then(|descriptor| descriptor.try_clone().ok()) {
-        Some(descriptor) => holders(&descriptor).await,
+        Some(descriptor) => holders(&descriptor, who).await,
         None => Vec::new(),
     }
+}
+
+/// Whether the descriptor behind `/proc/PID/fd/N` is open for writing: the link's own mode says so.
+fn writes(link: &Path) -> bool {
+    link.symlink_metadata().is_ok_and(|link| link.mode() & 0o200 != 0)
 }
 
 fn other_processes() -> Vec<u32> {

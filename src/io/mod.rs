@@ -14,6 +14,7 @@ mod fifo;
 mod handed;
 mod holders;
 mod input;
+mod logger;
 mod output;
 mod pipe;
 mod process;

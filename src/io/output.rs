@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::backlog::Keep;
 use super::end::{End, poll_now};
 use super::fifo::{self, Direction, Opened};
-use super::holders::{Undrained, others};
+use super::holders::{Undrained, Who, others};
 use super::relay::{Mode, Relay};
 use super::task::Flag;
 use super::{Context, Stream};
@@ -28,6 +28,7 @@ pub(super) struct Output {
     moved: Cell<bool>,
     changed: Rc<Notify>,
     dropped: Rc<Cell<u64>>,
+    restarts: Cell<u32>,
 }
 
 /// Who has the bytes next.
@@ -54,6 +55,7 @@ impl Output {
             moved: Cell::default(),
             changed,
             dropped: Rc::default(),
+            restarts: Cell::default(),
         })
     }
 
@@ -76,6 +78,16 @@ impl Output {
     /// Bytes that were dropped because nobody took them.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.get()
+    }
+
+    /// How often its driver was started again; of outputs that share one, the first counts.
+    pub(super) fn restarts(&self) -> u32 {
+        self.restarts.get()
+    }
+
+    /// Its driver was started again.
+    pub(super) fn count_restart(&self) {
+        self.restarts.set(self.restarts.get().saturating_add(1));
     }
 
     /// How messages name the driver from now on.
@@ -105,10 +117,15 @@ impl Output {
     pub(super) async fn undrained(&self) -> Undrained {
         let stream = self.stream.name();
         if !self.is_stuck() {
-            return Undrained::Held { stream, holders: others(&self.source).await };
+            // A logger has it open to read it.
+            let is_driven = matches!(self.taker, Taker::Driver(_));
+            let who = if is_driven { Who::Writers } else { Who::All };
+            return Undrained::Held { stream, holders: others(&self.source, who).await };
         }
         match &self.taker {
-            Taker::Sink(sink) => Undrained::Unread { stream, readers: others(sink).await },
+            Taker::Sink(sink) => {
+                Undrained::Unread { stream, readers: others(sink, Who::All).await }
+            }
             Taker::Driver(name) => Undrained::Stuck { stream, taker: name.borrow().clone() },
         }
     }

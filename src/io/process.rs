@@ -202,6 +202,11 @@ impl ProcessIo {
         self.outputs.iter().for_each(|output| output.finish());
     }
 
+    /// How often its loggers had to be started again.
+    pub(crate) fn logger_restarts(&self) -> u32 {
+        self.outputs.iter().map(|output| output.restarts()).sum()
+    }
+
     /// CloseIO: the process's input ends as soon as the last client closes its end of the FIFO and
     /// the process has read the rest. Until now berth held the FIFO open for clients to come.
     /// A terminal's process is not told.
