@@ -26,7 +26,7 @@ use tokio::time::{Duration, Instant, sleep, timeout};
 use self::process::Process;
 use super::driver::Feed;
 use super::end::poll_now;
-use super::pipe::{enlarge, set_nonblocking};
+use super::pipe::{LARGE, enlarge, set_nonblocking};
 use super::task::Work;
 use super::uri::LoggerTarget;
 use super::{Context, Stream};
@@ -57,7 +57,7 @@ pub(super) async fn start(
 ) -> Result<Work> {
     let left = context.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     for feed in &feeds {
-        enlarge(&feed.pipe, context.policy.buffer.bytes());
+        enlarge(&feed.pipe, context.policy.buffer.bytes().min(LARGE));
     }
     let logger = Logger {
         target: target.clone(),

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::future::Future;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::LazyLock;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -308,6 +309,18 @@ fn a_logger_that_does_not_read_is_named_and_ends_with_the_streams() {
             assert!(bed.text("told").starts_with(told), "{name}");
         });
     }
+}
+
+#[test]
+fn who_still_writes_is_named_and_not_the_logger_that_reads() {
+    run(async |bed| {
+        let (io, [out, _err]) = bed.both("binary-v2", COPY).await.unwrap();
+        let mut writer = Command::new("sleep").arg("60").stdout(out).spawn().unwrap();
+        let undrained = io.drained(in_ms(200)).await.unwrap_err().to_string();
+        assert_eq!(undrained, format!("stdout is still open in pid {} (sleep)", writer.id()));
+        writer.kill().unwrap();
+        writer.wait().unwrap();
+    });
 }
 
 #[test]
