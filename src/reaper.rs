@@ -76,7 +76,12 @@ impl Reaper {
     /// Reaps all children that have ended; call it on SIGCHLD.
     pub(crate) fn reap(&self) {
         loop {
-            match child::reap_after(|pid, status| self.end_group(pid, status)) {
+            let no_groups = self.0.apart.borrow().is_empty();
+            let reaped = match no_groups {
+                true => child::reap(),
+                false => child::reap_after(|pid, status| self.end_group(pid, status)),
+            };
+            match reaped {
                 Ok(Some((pid, status))) => {
                     self.deliver(pid, Exit { status, at: SystemTime::now() })
                 }

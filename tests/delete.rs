@@ -65,6 +65,18 @@ fn delete_cleans_up_after_a_killed_daemon_in_whatever_state_it_left_things() {
     }
 }
 
+/// `text` with `new` in place of the number `old`, where it is not a part of a longer word.
+fn with_number(text: &str, old: &str, new: &str) -> String {
+    let words = text.split_inclusive(|c: char| !c.is_ascii_alphanumeric());
+    let replaced = words.map(|word| match word.strip_prefix(old) {
+        Some(rest) if !rest.starts_with(|c: char| c.is_ascii_alphanumeric()) => {
+            format!("{new}{rest}")
+        }
+        _ => word.to_owned(),
+    });
+    replaced.collect()
+}
+
 #[test]
 fn a_pid_that_is_another_processs_by_now_is_left_alone() {
     if skipped("a pid is bound to its process") {
@@ -82,7 +94,7 @@ fn a_pid_that_is_another_processs_by_now_is_left_alone() {
     for file in host.files("c") {
         let path = host.bundle("c").join(file);
         if let Ok(text) = fs::read_to_string(&path) {
-            fs::write(&path, text.replace(&pid.to_string(), &reused)).unwrap();
+            fs::write(&path, with_number(&text, &pid.to_string(), &reused)).unwrap();
         }
     }
     assert_eq!(host.delete("c").response.exit_status, 137);

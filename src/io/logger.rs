@@ -36,8 +36,9 @@ use crate::sys::ready::Ready;
 
 /// How long a logger may take until it is ready.
 const READY: Duration = Duration::from_secs(10);
-/// How long a logger may take to end once it has read all there is.
-const LINGER: Duration = Duration::from_secs(5);
+/// How long a logger may take to end once it has read all there is. With what it may take to die it is
+/// less than the 6.7 s that Delete has for output where its caller gives it 10 s, as kubelet does.
+const LINGER: Duration = Duration::from_secs(4);
 /// How long the news of an end may take that came before the logger was ready.
 const NEWS: Duration = Duration::from_millis(200);
 /// Between two looks at a pipe that nobody can write to any more: nothing tells when it is empty.

@@ -149,7 +149,7 @@ fn command(
 /// `None` when no child has ended. Children that were cloned with another exit signal than SIGCHLD
 /// are left to whoever made them.
 pub(crate) fn reap() -> io::Result<Option<(Pid, u32)>> {
-    reap_after(|_, _| ())
+    wait(libc::P_ALL, 0, libc::WNOHANG)
 }
 
 /// As [`reap`], but `first` has its turn while the child is still there as a zombie: its pid, and the
