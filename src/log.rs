@@ -169,7 +169,7 @@ impl fmt::Write for Quoted<'_> {
 }
 
 /// A time as RFC 3339 with nanoseconds, in UTC.
-struct Timestamp(SystemTime);
+pub(crate) struct Timestamp(pub(crate) SystemTime);
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

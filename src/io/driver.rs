@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::output::Output;
 use super::task::Work;
 use super::uri::Target;
-use super::{Context, logger};
+use super::{Context, journal, log_file, logger};
 use crate::error::{Error, Result};
 
 /// An output for a driver.
@@ -29,8 +29,10 @@ pub(super) async fn start(
     context: &Context<'_>,
 ) -> Result<Work> {
     match target {
+        Target::File(file) => log_file::start(file, feeds, context).await,
         Target::Logger(target) => logger::start(target, feeds, context).await,
-        Target::File(_) | Target::Journal(_) | Target::Streaming(_) => {
+        Target::Journal(journal) => journal::start(journal, feeds, context).await,
+        Target::Streaming(_) => {
             Err(Error::Unimplemented(format!("{target:?}")))
         }
         Target::Null | Target::Path(_) => Err(Error::Unimplemented("no driver".into())),

@@ -8,17 +8,22 @@
 mod backlog;
 mod clock;
 mod console;
+mod drain;
 mod driver;
 mod end;
 mod fifo;
+mod format;
 mod handed;
 mod holders;
 mod input;
+mod journal;
+mod log_file;
 mod logger;
 mod output;
 mod pipe;
 mod process;
 mod relay;
+mod rotation;
 mod task;
 #[cfg(test)]
 mod tests;

@@ -79,8 +79,6 @@ pub(super) struct LoggerTarget {
 pub(super) struct JournalTarget {
     /// `SYSLOG_IDENTIFIER`; the container's id if empty.
     pub(super) tag: String,
-    /// Socket of the journal, if it is not the usual one.
-    pub(super) socket: Option<PathBuf>,
 }
 
 /// A stream of containerd's streaming API.
@@ -115,7 +113,7 @@ impl Target {
                 args: arguments(query),
                 says_ready: scheme == "binary-v2",
             })),
-            "journald" => journal(path()?, pairs()).map(Self::Journal),
+            "journald" => journal(&path()?, pairs()).map(Self::Journal),
             "ttrpc+unix" => streaming(absolute(path()?)?, pairs()).map(Self::Streaming),
             _ => Err(format!(
                 "scheme {scheme:?} is not supported: use fifo, file, binary, binary-v2, journald or \
@@ -160,9 +158,11 @@ fn file(path: PathBuf, pairs: Pairs<'_>) -> Result<FileTarget, String> {
     Ok(target)
 }
 
-fn journal(path: String, pairs: Pairs<'_>) -> Result<JournalTarget, String> {
-    let socket = if path.is_empty() || path == "/" { None } else { Some(absolute(path)?) };
-    let mut target = JournalTarget { tag: String::new(), socket };
+fn journal(path: &str, pairs: Pairs<'_>) -> Result<JournalTarget, String> {
+    if !path.is_empty() && path != "/" {
+        return Err("has a path: the journal's socket is always the same".into());
+    }
+    let mut target = JournalTarget { tag: String::new() };
     for (key, value) in pairs {
         match &*key {
             "tag" => target.tag = value.into_owned(),
@@ -237,9 +237,7 @@ mod tests {
         let streaming = |socket: &str, id: &str| {
             Target::Streaming(StreamingTarget { socket: socket.into(), id: id.into() })
         };
-        let journal = |tag: &str, socket: Option<&str>| {
-            Target::Journal(JournalTarget { tag: tag.into(), socket: socket.map(PathBuf::from) })
-        };
+        let journal = |tag: &str| Target::Journal(JournalTarget { tag: tag.into() });
         let cases = [
             ("", Target::Null),
             ("/run/f", Target::Path("/run/f".into())),
@@ -266,9 +264,9 @@ mod tests {
                 logger("/bin/sh", &["-c", "printf x >&5"], false),
             ),
             ("binary:///l?--flag&b=a%3Dc", logger("/l", &["--flag", "", "b", "a=c"], false)),
-            ("journald://", journal("", None)),
-            ("journald:///?tag=web", journal("web", None)),
-            ("journald:///run/j?tag=a%20b", journal("a b", Some("/run/j"))),
+            ("journald://", journal("")),
+            ("journald:///?tag=web", journal("web")),
+            ("journald://?tag=a%20b", journal("a b")),
             ("ttrpc+unix:///run/s/x?streaming_id=c-stdout", streaming("/run/s/x", "c-stdout")),
         ];
         for (uri, expected) in cases {
@@ -297,7 +295,7 @@ mod tests {
             ("file:///l?format=text", "format: \"text\" is not raw, cri or json-file"),
             ("file:///l?max-file=3", "the nearest known key is \"max-files\""),
             ("binary://log", "is not an absolute path"),
-            ("journald://x", "is not an absolute path"),
+            ("journald:///run/j", "has a path"),
             ("journald://?tags=x", "the nearest known key is \"tag\""),
             ("ttrpc+unix:///s", "has no streaming_id"),
             ("ttrpc+unix:///s?streaming_id=", "has no streaming_id"),

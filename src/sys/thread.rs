@@ -1,6 +1,7 @@
-//! Threads of a short life, for system calls that block or that change the calling thread.
+//! Threads for system calls that block or that change the calling thread.
 
 use std::io;
+use std::sync::Once;
 use std::thread::{self, Builder};
 
 use nix::sys::signal::SigSet;
@@ -8,6 +9,13 @@ use tokio::sync::oneshot;
 
 /// Enough for the system calls and path buffers that run here.
 const STACK: usize = 256 * 1024;
+
+/// Enough for a loop of reads and writes whose buffers are not on it.
+const SMALL_STACK: usize = 64 * 1024;
+
+/// From this size on, in bytes, memory is the kernel's again as soon as it is freed.
+#[cfg(target_env = "gnu")]
+const MAPPED: i32 = 64 * 1024;
 
 /// Runs `work` on a thread of its own, which takes no signals, and returns what it returned.
 ///
@@ -20,6 +28,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
+    share_heap();
     let (sender, receiver) = oneshot::channel();
     Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || {
         // Signals are for the event loop's thread; on failure they only arrive here.
@@ -30,9 +39,23 @@ pub(crate) async fn blocking<T: Send + 'static>(
     receiver.await.map_err(|_| io::Error::other("the thread ended without a result"))
 }
 
+/// Runs `work` on a thread of its own, which takes no signals and which nobody waits for.
+///
+/// # Errors
+/// The thread could not be started.
+pub(crate) fn detached(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    share_heap();
+    Builder::new().name(name.to_owned()).stack_size(SMALL_STACK).spawn(move || {
+        let _ = SigSet::all().thread_block();
+        work();
+    })?;
+    Ok(())
+}
+
 /// Runs `work` on a thread of its own and waits for it, so that what `work` does to its thread
 /// (working directory, mount namespace) ends with it.
 pub(crate) fn apart<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    share_heap();
     thread::scope(|scope| {
         let thread = Builder::new().stack_size(STACK).spawn_scoped(scope, || {
             let _ = SigSet::all().thread_block();
@@ -40,4 +63,18 @@ pub(crate) fn apart<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io:
         })?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
     })
+}
+
+/// Makes all threads take memory from one heap, and give back what is large when they free it. glibc
+/// gives each thread a heap of its own otherwise, with pages that stay after the thread.
+fn share_heap() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        #[cfg(target_env = "gnu")]
+        // SAFETY: the arguments are integers, and glibc takes the heap's lock itself.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
+        }
+    });
 }
