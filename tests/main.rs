@@ -17,6 +17,7 @@ mod delete;
 mod events;
 mod exec;
 mod io;
+mod logfile;
 mod logger;
 mod options;
 mod pods;

@@ -126,7 +126,8 @@ async fn listen(
                 let ended = |feed: &Option<Feed>| {
                     feed.as_ref().is_some_and(|feed| feed.output.stream() == stream)
                 };
-                if let Some(feed) = feeds.iter_mut().find(|feed| ended(feed)).and_then(Option::take) {
+                if let Some(feed) = feeds.iter_mut().find(|feed| ended(feed)).and_then(Option::take)
+                {
                     let Feed { pipe, output } = feed;
                     drop(pipe);
                     output.finish();
@@ -237,9 +238,8 @@ impl Control {
     ) -> Result<(), Stopped> {
         let mut ends = vec![PollFd::new(self.stop.wakes.as_fd(), PollFlags::POLLIN)];
         ends.extend(pipes.iter().map(|pipe| PollFd::new(pipe.fd.as_fd(), events)));
-        let limit = limit.map_or(PollTimeout::NONE, |limit| {
-            limit.try_into().unwrap_or(PollTimeout::MAX)
-        });
+        let limit =
+            limit.map_or(PollTimeout::NONE, |limit| limit.try_into().unwrap_or(PollTimeout::MAX));
         match poll(&mut ends, limit) {
             Ok(_) | Err(Errno::EINTR) => {}
             // The kernel lacks memory. Whoever calls looks again.

@@ -72,16 +72,17 @@ impl Lines {
 fn whole_characters(text: &[u8]) -> usize {
     let tail = text.len().saturating_sub(3)..text.len();
     let begun = tail.rev().find(|&at| !(0x80..0xC0).contains(&text[at]));
-    begun.filter(|&at| {
-        let length = match text[at] {
-            0xC2..0xE0 => 2,
-            0xE0..0xF0 => 3,
-            0xF0..0xF5 => 4,
-            _ => 1,
-        };
-        at + length > text.len()
-    })
-    .unwrap_or(text.len())
+    begun
+        .filter(|&at| {
+            let length = match text[at] {
+                0xC2..0xE0 => 2,
+                0xE0..0xF0 => 3,
+                0xF0..0xF5 => 4,
+                _ => 1,
+            };
+            at + length > text.len()
+        })
+        .unwrap_or(text.len())
 }
 
 /// Stamps records with times that rise by at least a nanosecond each, so that a database of logs
@@ -208,11 +209,13 @@ mod tests {
         found
     }
 
+    type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, bool)]);
+
     #[test]
     fn lines_are_cut_at_16_kib_and_marked() {
         let full = "x".repeat(MAX_PIECE);
         let over = format!("{full}y");
-        let cases: [(&str, &[&str], &[(&str, bool)]); 10] = [
+        let cases: [Case<'_>; 10] = [
             ("nothing", &[""], &[]),
             ("lines", &["a\n\nb\n"], &[("a", true), ("", true), ("b", true)]),
             ("in steps", &["a", "b", "\nc", "\n"], &[("ab", true), ("c", true)]),
@@ -222,11 +225,7 @@ mod tests {
             ("just fits at the end", &[&full], &[(&full, false)]),
             ("one more", &[&over, "\n"], &[(&full, false), ("y", true)]),
             ("one more later", &[&full, "y\n"], &[(&full, false), ("y", true)]),
-            (
-                "two more",
-                &[&full, &full, "y"],
-                &[(&full, false), (&full, false), ("y", false)],
-            ),
+            ("two more", &[&full, &full, "y"], &[(&full, false), (&full, false), ("y", false)]),
         ];
         for (name, chunks, expected) in cases {
             let chunks: Vec<&[u8]> = chunks.iter().map(|chunk| chunk.as_bytes()).collect();
@@ -287,14 +286,19 @@ mod tests {
             (b"", true, r#""\n""#),
             (b"\"\\/ \t\r\x1b\x7f", true, "\"\\\"\\\\/ \\t\\r\\u001b\x7f\\n\""),
             ("ä€🦀".as_bytes(), true, "\"ä€🦀\\n\""),
-            (b"a\xffb\xe2\x82c\xf0\x80", true, "\"a\u{fffd}b\u{fffd}\u{fffd}c\u{fffd}\u{fffd}\\n\""),
+            (
+                b"a\xffb\xe2\x82c\xf0\x80",
+                true,
+                "\"a\u{fffd}b\u{fffd}\u{fffd}c\u{fffd}\u{fffd}\\n\"",
+            ),
             (b"\0", false, r#""\u0000""#),
         ];
         for (text, is_last, expected) in cases {
             let mut out = Vec::new();
             json(&mut out, &mut clock(), Stream::Stderr, &Piece { text: text.into(), is_last });
             let time = "2026-11-22T08:00:00.999999999Z";
-            let expected = format!("{{\"log\":{expected},\"stream\":\"stderr\",\"time\":\"{time}\"}}\n");
+            let expected =
+                format!("{{\"log\":{expected},\"stream\":\"stderr\",\"time\":\"{time}\"}}\n");
             assert_eq!(String::from_utf8_lossy(&out), expected);
             let parsed: serde_json::Value = serde_json::from_slice(&out).unwrap();
             let log = parsed["log"].as_str().unwrap();
@@ -305,7 +309,8 @@ mod tests {
     #[test]
     fn a_rotation_splits_only_a_line_that_is_longer_than_a_file() {
         const MANY: u64 = u64::MAX;
-        let cases: [(&str, &[u8], u64, u64, u64, usize); 14] = [
+        type Case<'a> = (&'a str, &'a [u8], u64, u64, u64, usize);
+        let cases: [Case<'_>; 14] = [
             ("room for all", b"ab\ncd\n", 4, 0, 10, 6),
             ("room for a line", b"ab\ncd\n", 5, 0, 10, 3),
             ("room for all but the newline", b"abcd\n", 6, 0, 10, 0),

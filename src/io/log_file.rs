@@ -113,13 +113,7 @@ impl Store for LogFile {
     }
 }
 
-fn encode(
-    format: Format,
-    out: &mut Vec<u8>,
-    clock: &mut Clock,
-    stream: Stream,
-    piece: &Piece<'_>,
-) {
+fn encode(format: Format, out: &mut Vec<u8>, clock: &mut Clock, stream: Stream, piece: &Piece<'_>) {
     match format {
         Format::Raw => out.extend_from_slice(&piece.text),
         Format::Cri => format::cri(out, clock, stream, piece),

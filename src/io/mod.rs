@@ -18,6 +18,8 @@ mod holders;
 mod input;
 mod journal;
 mod log_file;
+#[cfg(test)]
+mod log_tests;
 mod logger;
 mod output;
 mod pipe;
