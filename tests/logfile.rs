@@ -131,6 +131,48 @@ fn all_bytes_are_in_the_file_when_delete_answers() {
 }
 
 #[test]
+fn streams_of_a_process_may_go_to_different_places() {
+    let host = Host::new();
+    let shim = host.start("c", Spec::sh("echo out; echo err >&2"));
+    let streams = host.streams("c", [false, false, true]);
+    let (directory, uri) = place("");
+    let mut request = shim.request("c");
+    (request.stdout, request.stderr) = (uri, streams.stderr.clone());
+    shim.create(&request).unwrap();
+    shim.start("c", "").unwrap();
+    assert_eq!(shim.reap("c", ""), 0);
+    assert_eq!(files(directory.path()), ["out\n"]);
+    assert_eq!(streams.err().finish(), "err\n");
+    shim.stop();
+}
+
+#[test]
+fn a_terminal_may_go_to_a_file() {
+    if skipped("a terminal in a file") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::sh("[ -t 1 ] && seq 1 20000").terminal());
+    for (query, records) in [("", false), ("format=cri", true)] {
+        host.prepare("c", Spec::sh("[ -t 1 ] && seq 1 20000").terminal());
+        let (directory, uri) = place(query);
+        let mut request = shim.request("c");
+        (request.stdout, request.terminal) = (uri, true);
+        shim.create(&request).unwrap();
+        shim.start("c", "").unwrap();
+        assert_eq!(shim.reap("c", ""), 0);
+        let text = files(directory.path()).concat();
+        let text: String = if records {
+            text.lines().map(|line| cri(line).2.to_owned() + "\n").collect()
+        } else {
+            text.replace('\r', "")
+        };
+        assert!(text == numbers(1..=20_000), "{query}");
+    }
+    shim.stop();
+}
+
+#[test]
 fn init_and_exec_processes_rotate_one_file_without_loss() {
     if skipped("files are rotated") {
         return;

@@ -93,7 +93,7 @@ pub(super) async fn start<S: Store>(
     let limit = Instant::now() + OPEN;
     let limit = deadline.map_or(limit, |deadline| deadline.min(limit));
     let what = format!("opening {name}");
-    let control = Control { stop, words, name, failing: Cell::default() };
+    let control = Control { stop, words, name, failing: Cell::default(), warned: Cell::default() };
     let thread = move || match open() {
         Ok(store) => {
             // Else it came too late, and nobody waits.
@@ -177,42 +177,45 @@ pub(super) struct Control {
     words: mpsc::UnboundedSender<Word>,
     name: String,
     failing: Cell<Option<Failing>>,
+    warned: Cell<Option<std::time::Instant>>,
 }
 
 /// An attempt that fails again and again.
 #[derive(Clone, Copy)]
 struct Failing {
-    errno: Option<i32>,
     pause: Duration,
-    logged: std::time::Instant,
+    warned: bool,
 }
 
 impl Control {
     /// A pause before the next attempt of what has failed with `error`: 10 ms, and up to a second if
-    /// it goes on to fail. Logs it once a minute, and what does not end in time has this as its
+    /// it goes on to fail. Logs it, once a minute at most; what does not end in time has this as its
     /// reason.
     ///
     /// # Errors
     /// The thread was told to stop.
     pub(super) fn pause(&self, error: &io::Error) -> Result<(), Stopped> {
-        let now = std::time::Instant::now();
-        let before = self.failing.get().filter(|before| before.errno == error.raw_os_error());
-        let again = before.filter(|before| now.duration_since(before.logged) < REMIND);
-        if again.is_none() {
-            log::warn!("cannot write to {}: {error}; its container waits", self.name);
+        let before = self.failing.get();
+        let pause = before.map_or(PAUSES[0], |before| (before.pause * 2).min(PAUSES[1]));
+        let warns = self.warned.get().is_none_or(|warned| warned.elapsed() >= REMIND);
+        if warns {
+            self.warned.set(Some(std::time::Instant::now()));
+            log::warn!("cannot write to {}: {error}; its process waits", self.name);
+        }
+        if before.is_none() {
             self.say(Word::Named(format!("{}: {error}", self.name)));
         }
-        let pause = before.map_or(PAUSES[0], |before| (before.pause * 2).min(PAUSES[1]));
-        let logged = again.map_or(now, |before| before.logged);
-        self.failing.set(Some(Failing { errno: error.raw_os_error(), pause, logged }));
+        let warned = warns || before.is_some_and(|before| before.warned);
+        self.failing.set(Some(Failing { pause, warned }));
         self.wait(&[], PollFlags::empty(), Some(pause))
     }
 
     /// An attempt has succeeded.
     pub(super) fn goes_on(&self) {
-        if self.failing.take().is_some() {
+        let Some(failing) = self.failing.take() else { return };
+        self.say(Word::Named(self.name.clone()));
+        if failing.warned {
             log::info!("{} is written again", self.name);
-            self.say(Word::Named(self.name.clone()));
         }
     }
 

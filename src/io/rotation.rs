@@ -20,6 +20,9 @@ use super::log_file::Appended;
 /// When to try again what has failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Other files that may have the log's name, one after the other, without a byte that goes to one.
+const CHANGES: u32 = 16;
+
 /// How often a failure is logged.
 const REMIND: Duration = Duration::from_secs(60);
 
@@ -54,13 +57,19 @@ impl Rotation {
         mut bytes: &[u8],
         control: &Control,
     ) -> Result<(), Stopped> {
+        let mut changes = 0;
         while !bytes.is_empty() {
             lock(file, libc::F_WRLCK);
             let appended = self.append_some(file, bytes);
             lock(file, libc::F_UNLCK); // a file that was left meanwhile is closed, and free by that
             match appended {
-                Ok(0) => {}
+                Ok(0) if changes < CHANGES => changes += 1,
+                Ok(0) => {
+                    // A file system that does not know its own files again.
+                    self.changed(file, Err(io::Error::other("its name is always another file's")));
+                }
                 Ok(count) => {
+                    changes = 0;
                     control.goes_on();
                     bytes = &bytes[count..];
                 }

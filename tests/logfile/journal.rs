@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use super::{LINES, numbers, run};
-use crate::support::{Host, Spec, skipped};
+use crate::support::{Code, Host, Spec, skipped, timed};
 
 /// What stands in for journald, for this thread and whatever it starts: its mounts are its own.
 struct Journal {
@@ -177,5 +177,28 @@ fn entries_of_the_journal_have_the_fields_of_docker() {
             (priority == "6" && message.ends_with("no end")).then_some(&b"\"\\\t\xffno end"[..]);
         assert_eq!(bytes, exact, "{message}");
     }
+    shim.stop();
+}
+
+#[test]
+fn a_journal_that_hangs_fails_create_in_time() {
+    if skipped("the journal") {
+        return;
+    }
+    let journal = Journal::new();
+    let _nobody_reads = UnixDatagram::bind(&journal.path).unwrap();
+    let writer = UnixDatagram::unbound().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    while writer.send_to(b"", &journal.path).is_ok() {}
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    let mut request = shim.request("c");
+    request.stdout = "journald://".into();
+    let (answer, took) = timed(|| shim.create(&request));
+    let refusal = answer.unwrap_err();
+    assert_eq!(refusal.code, Code::DEADLINE_EXCEEDED, "{refusal:?}");
+    assert!(refusal.message.contains("opening the journal did not end within"), "{refusal:?}");
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    assert!(host.mounts().is_empty() && host.states().is_empty());
     shim.stop();
 }
