@@ -24,7 +24,9 @@
 //! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
 //!               the two ways to mount; fuse_overlay.rs: what fuse-overlayfs can, pure; unmount.rs
 //! io/           mod.rs: stdio URIs; process.rs: `ProcessIo`; fifo.rs relay.rs console.rs; holders.rs:
-//!               who keeps a pipe open; logger.rs, logger/: programs that take output, kept alive
+//!               who keeps a pipe open; logger.rs, logger/: programs that take output, kept alive;
+//!               drain.rs: the thread of log_file.rs and journal.rs; rotation.rs; format.rs: lines and
+//!               records, pure
 //! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`; kill.rs; tree.rs: pids, remove; file.rs:
 //!               one read a file; stats/; oom.rs: the count of processes killed for lack of memory
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken
@@ -69,7 +71,7 @@
 //!    read cells and take no turn, nor does another container of the pod.
 //!
 //! The daemon is one thread: state is `Rc` and `Cell`, and no borrow of a cell crosses an await.
-//! Mounts, which may block, run on threads of their own.
+//! Mounts and log files, which may block, run on threads of their own.
 //!
 //! [Runtime v2]: https://github.com/containerd/containerd/blob/main/docs/runtime-v2.md
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

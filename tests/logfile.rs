@@ -207,6 +207,32 @@ fn init_and_exec_processes_rotate_one_file_without_loss() {
 }
 
 #[test]
+fn a_crash_amid_rotation_loses_no_file() {
+    if skipped("files are rotated") {
+        return;
+    }
+    for delay in [20, 60, 130] {
+        let host = Host::new();
+        let shim = host.start("c", Spec::sh("seq 1 10000000"));
+        let (directory, uri) = place("max-size=4KiB&max-files=500");
+        run(&shim, &uri);
+        eventually("a rotation", || directory.path().join("log.1").exists().then_some(()));
+        thread::sleep(Duration::from_millis(delay));
+        shim.crash();
+        host.delete("c");
+        // One name may be free: the crash was between two renames.
+        let old =
+            |number: usize| fs::read_to_string(directory.path().join(format!("log.{number}")));
+        let mut text: String = (1..500).rev().filter_map(|number| old(number).ok()).collect();
+        text += &fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+        let first: u32 = text.lines().next().unwrap().parse().unwrap();
+        let expected = numbers(first..=first + text.lines().count() as u32);
+        assert!(expected.starts_with(&text), "{delay}");
+        host.forgive_sockets();
+    }
+}
+
+#[test]
 fn no_more_files_stay_than_were_asked_for() {
     if skipped("files are rotated") {
         return;

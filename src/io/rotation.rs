@@ -20,8 +20,8 @@ use super::log_file::Appended;
 /// When to try again what has failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Other files that may have the log's name, one after the other, without a byte that goes to one.
-const CHANGES: u32 = 16;
+/// How often another file may have the log's name right after it was opened by that name.
+const STRANGERS: u32 = 16;
 
 /// How often a failure is logged.
 const REMIND: Duration = Duration::from_secs(60);
@@ -37,6 +37,7 @@ pub(super) struct Rotation {
     /// A rotation has failed: the file grows until the next attempt.
     grows_until: Option<Instant>,
     logged: Option<Instant>,
+    strangers: u32,
 }
 
 impl Rotation {
@@ -44,7 +45,7 @@ impl Rotation {
     /// `max`.
     pub(super) fn new(max: u64, files: u32, raw: bool) -> Self {
         let longest = if raw { max } else { u64::MAX };
-        Self { max, files, longest, line: 0, grows_until: None, logged: None }
+        Self { max, files, longest, line: 0, grows_until: None, logged: None, strangers: 0 }
     }
 
     /// Writes `bytes` to `file`, which is rotated when it is full.
@@ -57,19 +58,13 @@ impl Rotation {
         mut bytes: &[u8],
         control: &Control,
     ) -> Result<(), Stopped> {
-        let mut changes = 0;
         while !bytes.is_empty() {
             lock(file, libc::F_WRLCK);
             let appended = self.append_some(file, bytes);
             lock(file, libc::F_UNLCK); // a file that was left meanwhile is closed, and free by that
             match appended {
-                Ok(0) if changes < CHANGES => changes += 1,
-                Ok(0) => {
-                    // A file system that does not know its own files again.
-                    self.changed(file, Err(io::Error::other("its name is always another file's")));
-                }
+                Ok(0) => {}
                 Ok(count) => {
-                    changes = 0;
                     control.goes_on();
                     bytes = &bytes[count..];
                 }
@@ -86,7 +81,7 @@ impl Rotation {
             _ if grows => 0,
             Some(found) => found.len(),
             None => {
-                let reopened = file.reopen();
+                let reopened = self.reopen(file);
                 self.changed(file, reopened);
                 return Ok(0);
             }
@@ -111,6 +106,16 @@ impl Rotation {
             None => self.line + written as u64,
         };
         Ok(written)
+    }
+
+    /// Goes on in the file that has the log's name now.
+    fn reopen(&mut self, file: &mut Appended) -> io::Result<()> {
+        file.reopen()?;
+        self.strangers = if file.named().is_some() { 0 } else { self.strangers + 1 };
+        if self.strangers < STRANGERS {
+            return Ok(()); // another writer was quick
+        }
+        Err(io::Error::other("its file system does not know a file again"))
     }
 
     /// The log has gone on to another file, or that has failed and it goes on in the present one.

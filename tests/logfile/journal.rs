@@ -27,7 +27,12 @@ struct Journal {
 type Entry = BTreeMap<String, Vec<u8>>;
 
 impl Journal {
-    /// No journal yet.
+    /// Runs `test` on a thread of its own, with no journal yet.
+    fn apart(test: impl FnOnce(Self) + Send + 'static) {
+        let ran = thread::spawn(|| test(Self::new())).join();
+        ran.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+
     fn new() -> Self {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let none = None::<&str>;
@@ -108,25 +113,26 @@ fn the_journal_gets_every_line_and_may_be_away() {
     if skipped("the journal") {
         return;
     }
-    let mut journal = Journal::new();
-    let host = Host::new();
-    let shim = host.start("c", Spec::sh("seq 1 50000; sleep 1; seq 50001 100000"));
-    let mut request = shim.request("c");
-    request.stdout = "journald://?tag=web".into();
-    let refusal = shim.create(&request).unwrap_err();
-    let expected = "cannot reach the journal at /run/systemd/journal/socket: No such file";
-    assert!(refusal.message.contains(expected), "{refusal:?}");
-    journal.start();
-    run(&shim, "journald://?tag=web");
-    thread::sleep(Duration::from_millis(500));
-    journal.stop();
-    shim.log().wait_for("cannot write to the journal: ");
-    journal.start();
-    assert_eq!(shim.reap("c", ""), 0);
-    journal.stop();
-    let message = |entry: &Entry| String::from_utf8(entry["MESSAGE"].clone()).unwrap() + "\n";
-    assert!(journal.entries.iter().map(message).collect::<String>() == numbers(1..=100_000));
-    shim.stop();
+    Journal::apart(|mut journal| {
+        let host = Host::new();
+        let shim = host.start("c", Spec::sh("seq 1 50000; sleep 1; seq 50001 100000"));
+        let mut request = shim.request("c");
+        request.stdout = "journald://?tag=web".into();
+        let refusal = shim.create(&request).unwrap_err();
+        let expected = "cannot reach the journal at /run/systemd/journal/socket: No such file";
+        assert!(refusal.message.contains(expected), "{refusal:?}");
+        journal.start();
+        run(&shim, "journald://?tag=web");
+        thread::sleep(Duration::from_millis(500));
+        journal.stop();
+        shim.log().wait_for("cannot write to the journal: ");
+        journal.start();
+        assert_eq!(shim.reap("c", ""), 0);
+        journal.stop();
+        let message = |entry: &Entry| String::from_utf8(entry["MESSAGE"].clone()).unwrap() + "\n";
+        assert!(journal.entries.iter().map(message).collect::<String>() == numbers(1..=100_000));
+        shim.stop();
+    });
 }
 
 #[test]
@@ -134,50 +140,51 @@ fn entries_of_the_journal_have_the_fields_of_docker() {
     if skipped("the journal") {
         return;
     }
-    let mut journal = Journal::new();
-    journal.start();
-    let id = "0123456789abcdef";
-    let host = Host::new();
-    let shim = host.start(id, Spec::sh(LINES));
-    let mut request = shim.request(id);
-    request.stdout = "journald://?tag=a%20b".into();
-    request.stderr = "journald://".into();
-    shim.create(&request).unwrap();
-    shim.start(id, "").unwrap();
-    assert_eq!(shim.reap(id, ""), 0);
-    journal.stop();
-    let long = "x".repeat(16384);
-    let rest = "x".repeat(40000 - 2 * 16384);
-    let expected = [
-        (&*long, "6", true, "a b"),
-        (&long, "6", true, "a b"),
-        (&rest, "6", false, "a b"),
-        ("", "6", false, "a b"),
-        ("err", "3", false, id),
-        ("\"\\\t\u{fffd}no end", "6", true, "a b"),
-    ];
-    assert_eq!(journal.entries.len(), expected.len());
-    for (entry, (message, priority, partial, tag)) in journal.entries.iter().zip(expected) {
-        let field = |name: &str| entry.get(name).map(|value| String::from_utf8_lossy(value));
-        let fields = [
-            ("MESSAGE", message),
-            ("PRIORITY", priority),
-            ("SYSLOG_IDENTIFIER", tag),
-            ("CONTAINER_TAG", tag),
-            ("CONTAINER_ID", &id[..12]),
-            ("CONTAINER_ID_FULL", id),
-            ("CONTAINER_NAMESPACE", "tests"),
+    Journal::apart(|mut journal| {
+        journal.start();
+        let id = "0123456789abcdef";
+        let host = Host::new();
+        let shim = host.start(id, Spec::sh(LINES));
+        let mut request = shim.request(id);
+        request.stdout = "journald://?tag=a%20b".into();
+        request.stderr = "journald://".into();
+        shim.create(&request).unwrap();
+        shim.start(id, "").unwrap();
+        assert_eq!(shim.reap(id, ""), 0);
+        journal.stop();
+        let long = "x".repeat(16384);
+        let rest = "x".repeat(40000 - 2 * 16384);
+        let expected = [
+            (&*long, "6", true, "a b"),
+            (&long, "6", true, "a b"),
+            (&rest, "6", false, "a b"),
+            ("", "6", false, "a b"),
+            ("err", "3", false, id),
+            ("\"\\\t\u{fffd}no end", "6", true, "a b"),
         ];
-        for (name, value) in fields {
-            assert_eq!(field(name).as_deref(), Some(value), "{name}");
+        assert_eq!(journal.entries.len(), expected.len());
+        for (entry, (message, priority, partial, tag)) in journal.entries.iter().zip(expected) {
+            let field = |name: &str| entry.get(name).map(|value| String::from_utf8_lossy(value));
+            let fields = [
+                ("MESSAGE", message),
+                ("PRIORITY", priority),
+                ("SYSLOG_IDENTIFIER", tag),
+                ("CONTAINER_TAG", tag),
+                ("CONTAINER_ID", &id[..12]),
+                ("CONTAINER_ID_FULL", id),
+                ("CONTAINER_NAMESPACE", "tests"),
+            ];
+            for (name, value) in fields {
+                assert_eq!(field(name).as_deref(), Some(value), "{name}");
+            }
+            assert_eq!(field("CONTAINER_PARTIAL_MESSAGE").is_some(), partial, "{message}");
+            let bytes = entry.get("CONTAINER_MESSAGE_BYTES").map(Vec::as_slice);
+            let exact = (priority == "6" && message.ends_with("no end"))
+                .then_some(&b"\"\\\t\xffno end"[..]);
+            assert_eq!(bytes, exact, "{message}");
         }
-        assert_eq!(field("CONTAINER_PARTIAL_MESSAGE").is_some(), partial, "{message}");
-        let bytes = entry.get("CONTAINER_MESSAGE_BYTES").map(Vec::as_slice);
-        let exact =
-            (priority == "6" && message.ends_with("no end")).then_some(&b"\"\\\t\xffno end"[..]);
-        assert_eq!(bytes, exact, "{message}");
-    }
-    shim.stop();
+        shim.stop();
+    });
 }
 
 #[test]
@@ -185,20 +192,21 @@ fn a_journal_that_hangs_fails_create_in_time() {
     if skipped("the journal") {
         return;
     }
-    let journal = Journal::new();
-    let _nobody_reads = UnixDatagram::bind(&journal.path).unwrap();
-    let writer = UnixDatagram::unbound().unwrap();
-    writer.set_nonblocking(true).unwrap();
-    while writer.send_to(b"", &journal.path).is_ok() {}
-    let host = Host::new();
-    let shim = host.start("c", Spec::idle());
-    let mut request = shim.request("c");
-    request.stdout = "journald://".into();
-    let (answer, took) = timed(|| shim.create(&request));
-    let refusal = answer.unwrap_err();
-    assert_eq!(refusal.code, Code::DEADLINE_EXCEEDED, "{refusal:?}");
-    assert!(refusal.message.contains("opening the journal did not end within"), "{refusal:?}");
-    assert!(took < Duration::from_secs(12), "{took:?}");
-    assert!(host.mounts().is_empty() && host.states().is_empty());
-    shim.stop();
+    Journal::apart(|journal| {
+        let _nobody_reads = UnixDatagram::bind(&journal.path).unwrap();
+        let writer = UnixDatagram::unbound().unwrap();
+        writer.set_nonblocking(true).unwrap();
+        while writer.send_to(b"", &journal.path).is_ok() {}
+        let host = Host::new();
+        let shim = host.start("c", Spec::idle());
+        let mut request = shim.request("c");
+        request.stdout = "journald://".into();
+        let (answer, took) = timed(|| shim.create(&request));
+        let refusal = answer.unwrap_err();
+        assert_eq!(refusal.code, Code::DEADLINE_EXCEEDED, "{refusal:?}");
+        assert!(refusal.message.contains("opening the journal did not end within"), "{refusal:?}");
+        assert!(took < Duration::from_secs(12), "{took:?}");
+        assert!(host.mounts().is_empty() && host.states().is_empty());
+        shim.stop();
+    });
 }
