@@ -74,24 +74,14 @@ pub(super) async fn start<S: Store>(
     deadline: Option<Instant>,
     open: impl FnOnce() -> Result<S> + Send + 'static,
 ) -> Result<Work> {
-    let failed = Error::sys("start a thread for output");
-    let pipes = feeds.iter().map(|feed| {
-        feed.output.name_taker(name.clone());
-        Ok(Pipe { fd: feed.pipe.try_clone()?, stream: feed.output.stream(), enlarged: false })
-    });
-    let pipes = match pipes.collect::<io::Result<Vec<_>>>() {
-        Ok(pipes) => pipes,
-        Err(error) => return Err(failed(error)),
-    };
-    let (words, said) = mpsc::unbounded_channel();
-    let stop = match Stop::new() {
-        Ok(stop) => Arc::new(stop),
-        Err(error) => return Err(failed(error)),
-    };
+    let started = Instant::now();
+    let limit = deadline.unwrap_or(started + OPEN).min(started + OPEN);
+    let failed = |error| Error::sys("start a thread for output")(error);
+    let pipes = copies(&feeds, &name).map_err(failed)?;
+    let stop = Arc::new(Stop::new().map_err(failed)?);
     let guard = StopGuard(Arc::clone(&stop));
+    let (words, said) = mpsc::unbounded_channel();
     let (opened, is_open) = oneshot::channel();
-    let limit = Instant::now() + OPEN;
-    let limit = deadline.map_or(limit, |deadline| deadline.min(limit));
     let what = format!("opening {name}");
     let control = Control { stop, words, name, failing: Cell::default(), warned: Cell::default() };
     let thread = move || match open() {
@@ -104,13 +94,21 @@ pub(super) async fn start<S: Store>(
         Err(error) => drop(opened.send(Err(error))),
     };
     sys::thread::detached("berth-log", thread).map_err(failed)?;
-    let started = Instant::now();
     match timeout_at(limit, is_open).await {
         Ok(Ok(opened)) => opened?,
         Ok(Err(_)) => return Err(Error::sys("open a log")(io::ErrorKind::BrokenPipe.into())),
         Err(_) => return Err(Error::Deadline { what, limit: limit - started }),
     }
     Ok(Box::pin(listen(said, feeds, guard)))
+}
+
+/// What the thread reads.
+fn copies(feeds: &[Feed], name: &str) -> io::Result<Vec<Pipe>> {
+    let copy = |feed: &Feed| {
+        feed.output.name_taker(name.to_owned());
+        Ok(Pipe { fd: feed.pipe.try_clone()?, stream: feed.output.stream(), enlarged: false })
+    };
+    feeds.iter().map(copy).collect()
 }
 
 /// Passes on what the thread says until it has ended.
@@ -224,7 +222,9 @@ impl Control {
         let _ = self.words.send(word);
     }
 
-    fn check(&self) -> Result<(), Stopped> {
+    /// # Errors
+    /// The thread was told to stop.
+    pub(super) fn check(&self) -> Result<(), Stopped> {
         if self.stop.told.load(Ordering::Acquire) { Err(Stopped) } else { Ok(()) }
     }
 

@@ -59,6 +59,7 @@ impl Rotation {
         control: &Control,
     ) -> Result<(), Stopped> {
         while !bytes.is_empty() {
+            control.check()?;
             lock(file, libc::F_WRLCK);
             let appended = self.append_some(file, bytes);
             lock(file, libc::F_UNLCK); // a file that was left meanwhile is closed, and free by that
