@@ -32,9 +32,7 @@ pub(super) async fn start(
         Target::File(file) => log_file::start(file, feeds, context).await,
         Target::Logger(target) => logger::start(target, feeds, context).await,
         Target::Journal(journal) => journal::start(journal, feeds, context).await,
-        Target::Streaming(_) => {
-            Err(Error::Unimplemented(format!("{target:?}")))
-        }
+        Target::Streaming(_) => Err(Error::Unimplemented(format!("{target:?}"))),
         Target::Null | Target::Path(_) => Err(Error::Unimplemented("no driver".into())),
     }
 }
