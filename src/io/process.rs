@@ -76,7 +76,8 @@ impl ProcessIo {
         spec: &StdioSpec,
         context: &Context<'_>,
     ) -> Result<[OwnedFd; 2]> {
-        let (stdout, stderr) = (spec.target(Stream::Stdout)?, spec.target(Stream::Stderr)?);
+        let stdout = as_driven(spec.target(Stream::Stdout)?);
+        let stderr = as_driven(spec.target(Stream::Stderr)?);
         match (&stdout, stdout == stderr) {
             // One pipe for both, so that the bytes stand in the file as they were written.
             (Target::File(FileTarget { format: Format::Raw, .. }), true) => {
@@ -104,7 +105,7 @@ impl ProcessIo {
         target: Target,
         context: &Context<'_>,
     ) -> Result<OwnedFd> {
-        match as_driven(target) {
+        match target {
             Target::Null => null(Direction::Out),
             Target::Path(path) => {
                 let opened = match Handed::take(stream, open(stream, &path)?, context, &self.moved)?
