@@ -17,7 +17,7 @@ use crate::sys::thread::blocking;
 
 /// Memory that a stream may have beside the sink's buffer whatever is configured: the unit in which
 /// bytes come.
-const LEAST: usize = 64 << 10;
+pub(super) const LEAST: usize = 64 << 10;
 /// The most that one operation on the file moves.
 const CHUNK: usize = 256 << 10;
 
@@ -50,9 +50,9 @@ pub(super) struct Backlog<'a> {
 }
 
 impl<'a> Backlog<'a> {
-    /// A backlog that begins with `first`; the sink itself keeps `capacity` bytes of the buffer.
-    pub(super) fn new(keep: &'a Keep, capacity: usize, first: Vec<u8>) -> Self {
-        let limit = keep.policy.buffer.bytes().saturating_sub(capacity).max(LEAST);
+    /// A backlog that begins with `first`; the sink itself has `in_sink` bytes of the buffer.
+    pub(super) fn new(keep: &'a Keep, in_sink: usize, first: Vec<u8>) -> Self {
+        let limit = keep.policy.buffer.bytes().saturating_sub(in_sink).max(LEAST);
         let before = keep.dropped.get();
         let memory = first.into();
         Self { keep, memory, limit, front: VecDeque::new(), file: None, broken: false, before }

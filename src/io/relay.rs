@@ -14,10 +14,11 @@ use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{read, write};
 use tokio::time::{Instant, sleep};
 
-use super::backlog::{Backlog, Keep};
+use super::backlog::{Backlog, Keep, LEAST};
 use super::clock::Clock;
 use super::end::{End, poll_now};
-use super::pipe::{LARGE, capacity, enlarge};
+use super::pipe::{LARGE, enlarge};
+use crate::sys::pipe::unread;
 
 /// The buffer of one read and write, in bytes: more than a terminal ever hands out at once.
 const BUFFER: usize = 8192;
@@ -73,6 +74,8 @@ pub(super) struct Relay {
     pending: Vec<u8>,
     /// What is kept of an output while nobody takes it.
     keep: Option<Keep>,
+    /// The sink is full of all that was to be kept: the next bytes wait for it.
+    waits: bool,
     /// When bytes last moved.
     last: Option<Instant>,
     /// Pipes are enlarged once, when they prove too small.
@@ -90,7 +93,7 @@ impl Relay {
     /// A relay that lets the source wait while the sink is full.
     pub(super) fn new(source: End, sink: End, mode: Mode) -> Self {
         let (pending, grown) = (Vec::new(), Grown::default());
-        Self { source, sink, mode, pending, keep: None, last: None, grown }
+        Self { source, sink, mode, pending, keep: None, waits: false, last: None, grown }
     }
 
     /// The same, but what the sink does not take is kept as `keep` says.
@@ -119,13 +122,15 @@ impl Relay {
                     if self.overflows()? && self.store().await? == Burst::End {
                         return Ok(());
                     }
-                    self.settle().await?;
+                    if self.settle().await? == Burst::End {
+                        return Ok(());
+                    }
                 }
             }
         }
     }
 
-    async fn wait(&self) -> io::Result<()> {
+    async fn wait(&mut self) -> io::Result<()> {
         if self.pending.is_empty() {
             tokio::select! {
                 biased;
@@ -133,10 +138,12 @@ impl Relay {
                 () = self.sink.broken() => return Err(io::ErrorKind::BrokenPipe.into()),
             }
         }
-        if self.keep.is_some() {
+        if self.keep.is_some() && !self.waits {
             return Ok(()); // a full sink is found out by trying
         }
-        self.sink.wait().await
+        self.sink.wait().await?;
+        self.waits = false;
+        Ok(())
     }
 
     /// Moves what is there at every tick, until for some ticks nothing was, or there is no room.
@@ -223,9 +230,14 @@ impl Relay {
 
     /// After a step that would have blocked: finds out on which end, and makes the next wait wait
     /// for that one. What becomes ready in between is a new event, which the loop still reports.
-    async fn settle(&mut self) -> io::Result<()> {
+    /// `Burst::End` if the source has come to its end.
+    async fn settle(&mut self) -> io::Result<Burst> {
         let (source, sink) = self.poll()?;
-        if !source && self.pending.is_empty() {
+        // splice(2) does not say so while the sink is full.
+        if source == PollFlags::POLLHUP && self.mode == Mode::Splice {
+            return Ok(Burst::End);
+        }
+        if source.is_empty() && self.pending.is_empty() {
             self.source.forget()?;
         } else if sink {
             // It became ready meanwhile; the pause keeps a driver that contradicts itself harmless.
@@ -234,7 +246,7 @@ impl Relay {
         if !sink {
             self.sink.forget()?;
         }
-        Ok(())
+        Ok(Burst::More)
     }
 }
 
@@ -244,7 +256,7 @@ impl Relay {
     fn overflows(&mut self) -> io::Result<bool> {
         let Some(keep) = &self.keep else { return Ok(false) };
         let (source, sink) = self.poll()?;
-        if sink || (!source && self.pending.is_empty()) {
+        if sink || (source.is_empty() && self.pending.is_empty()) {
             return Ok(false);
         }
         let buffer = keep.policy.buffer.bytes();
@@ -253,18 +265,17 @@ impl Relay {
             enlarge(&self.sink, buffer.min(LARGE));
             return Ok(false); // there may be room now
         }
-        if keep.policy.is_kept_by_a_fifo() && capacity(&self.sink) >= buffer {
-            self.keep = None; // the FIFO's own buffer is all that was asked for
-            return Ok(false);
-        }
-        Ok(true)
+        // Not what it can hold: a page that was moved into it takes the room of a full one.
+        let missing = buffer.saturating_sub(unread(self.sink.as_fd())?);
+        self.waits = keep.policy.is_kept_by_a_fifo() && missing < LEAST;
+        Ok(!self.waits)
     }
 
     /// Takes what comes although the sink is full, until the sink has it all.
     async fn store(&mut self) -> io::Result<Burst> {
         let Self { source, sink, keep: Some(keep), .. } = self else { return Ok(Burst::More) };
         let pending = std::mem::take(&mut self.pending);
-        let mut backlog = Backlog::new(keep, capacity(&*sink), pending);
+        let mut backlog = Backlog::new(keep, unread(sink.as_fd())?, pending);
         let mut buffer = vec![0; STORE];
         let mut ended = false;
         let mut last = Instant::now();
@@ -311,14 +322,15 @@ impl Relay {
         }
     }
 
-    /// Whether the source can be read and the sink be written, now.
-    fn poll(&self) -> io::Result<(bool, bool)> {
+    /// What is true of the source, nothing if there is nothing to read, and whether the sink can be
+    /// written, now.
+    fn poll(&self) -> io::Result<(PollFlags, bool)> {
         let mut ends = [
             PollFd::new(self.source.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.sink.as_fd(), PollFlags::POLLOUT),
         ];
         poll_now(&mut ends)?;
-        Ok((ends[0].any().unwrap_or(true), ends[1].any().unwrap_or(true)))
+        Ok((ends[0].revents().unwrap_or(PollFlags::POLLIN), ends[1].any().unwrap_or(true)))
     }
 
     fn step(&mut self) -> io::Result<Step> {

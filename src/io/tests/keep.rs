@@ -8,6 +8,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use super::*;
 use crate::config::OnFull;
 use crate::size::Size;
+use crate::sys;
 
 const MIB: usize = 1 << 20;
 
@@ -73,6 +74,62 @@ fn a_process_goes_on_without_a_reader_as_long_as_there_is_room() {
             assert_eq!(fifos.directory.path().read_dir().unwrap().count(), 3, "{name}: files");
         });
     }
+}
+
+#[test]
+fn a_fifo_full_of_small_writes_leaves_room_for_the_rest() {
+    let cases = [
+        ("the FIFO's own buffer", policy(MIB, 0, OnFull::Block), MIB),
+        ("more memory than a FIFO can have", policy(4 * MIB, 0, OnFull::Block), 4 * MIB),
+        ("a file", policy(MIB, 2 * MIB, OnFull::Block), 3 * MIB - (64 << 10)),
+        ("the youngest", policy(MIB, 0, OnFull::DropOldest), 3 * MIB),
+    ];
+    for (name, policy, room) in cases {
+        run(async {
+            let fifos = Fifos::new();
+            let (io, child) = opened(&fifos, policy, false).await;
+            let client = fifos.client(OpenOptions::new().read(true), "stdout").unwrap();
+            let mut small = File::from(child.stdout.try_clone().unwrap());
+            // Each byte has a page of the FIFO for itself.
+            for at in 0..300 {
+                small.write_all(&[number(at)]).unwrap();
+                let moved = || sys::pipe::unread(client.as_fd()).unwrap() > at;
+                let until = in_ms(100);
+                while at < 256 && !moved() && Instant::now() < until {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }
+            drop(small);
+            let large = std::thread::spawn(move || {
+                let part: Vec<u8> = (300..room).map(number).collect();
+                File::from(child.stdout).write_all(&part).unwrap();
+            });
+            until(name, || large.is_finished()).await;
+            let bytes = joined(fifos.reader("stdout")).await;
+            let dropped = usize::try_from(io.dropped()).unwrap();
+            assert_eq!(bytes.len() + dropped, room, "{name}");
+            assert!(bytes.len() >= MIB / 2, "{name}: {} are kept", bytes.len());
+            if dropped == 0 {
+                assert!(bytes.iter().copied().eq((0..room).map(number)), "{name}");
+            }
+        });
+    }
+}
+
+#[test]
+fn the_end_is_seen_behind_a_full_fifo() {
+    run(async {
+        let fifos = Fifos::new();
+        let (io, child) = opened(&fifos, policy(4096, 0, OnFull::Block), false).await;
+        let client = fifos.client(OpenOptions::new().read(true), "stdout").unwrap();
+        let mut stdout = File::from(child.stdout);
+        for at in 0..16 {
+            stdout.write_all(b"x").unwrap();
+            until("a page each", || sys::pipe::unread(client.as_fd()).unwrap() > at).await;
+        }
+        drop(stdout);
+        io.drained(in_ms(5000)).await.unwrap();
+    });
 }
 
 #[test]
