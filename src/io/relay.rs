@@ -173,11 +173,7 @@ impl Relay {
                 }
                 Burst::More | Burst::Blocked(_) => (short, long) = (PATIENCE, PATIENCE),
             }
-            let clock = match &mut clock {
-                Some(clock) => clock,
-                none => none.insert(Clock::new()?),
-            };
-            clock.sleep(FAST_TICK).await?;
+            clock.get_or_insert_with(Clock::new).sleep(FAST_TICK).await?;
         };
         self.source.listen()?;
         self.sink.listen()?;
