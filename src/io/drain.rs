@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::read;
@@ -22,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Stream;
 use super::driver::Feed;
+use super::pipe::enlarge;
 use super::task::Work;
 use crate::error::{Error, Result};
 use crate::sys;
@@ -30,7 +30,7 @@ use crate::sys;
 const BUFFER: usize = 128 * 1024;
 
 /// What a pipe is enlarged to once much comes, in bytes: as much as is written in [`GATHER`].
-const PIPE: i32 = 512 * 1024;
+const PIPE: usize = 512 * 1024;
 
 /// Less than this at once, in bytes, and it is worth to wait for more.
 const LITTLE: usize = 16 * 1024;
@@ -275,8 +275,7 @@ impl Pipe {
         };
         if count >= LITTLE && !self.enlarged {
             self.enlarged = true;
-            // Without the room it is slower, no more: a user may have used up his share.
-            let _ = fcntl(&self.fd, FcntlArg::F_SETPIPE_SZ(PIPE));
+            enlarge(&self.fd, PIPE); // without the room it is slower, no more
         }
         Some(count)
     }
