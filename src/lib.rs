@@ -23,10 +23,13 @@
 //!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`
 //! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
 //!               the two ways to mount; fuse_overlay.rs: what fuse-overlayfs can, pure; unmount.rs
-//! io/           mod.rs: stdio URIs; process.rs: `ProcessIo`; fifo.rs relay.rs console.rs; holders.rs:
-//!               who keeps a pipe open; logger.rs, logger/: programs that take output, kept alive;
-//!               drain.rs: the thread of log_file.rs and journal.rs; rotation.rs; format.rs: lines and
-//!               records, pure
+//! io/           mod.rs: stdio URIs, read by uri.rs, pure; process.rs: `ProcessIo`; input.rs, output.rs:
+//!               the ways in and out; handed.rs: a FIFO that the process has itself; relay.rs: moves
+//!               bytes between two ends (end.rs); backlog.rs, spill.rs: what waits for a reader; fifo.rs
+//!               pipe.rs console.rs: what is opened; holders.rs: who keeps a stream open; task.rs,
+//!               clock.rs: the event loop's part; driver.rs: what takes output in place of a FIFO:
+//!               logger.rs, logger/: programs, kept alive; log_file.rs, rotation.rs: files; journal.rs;
+//!               drain.rs: their thread; format.rs: lines and records, pure
 //! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`; kill.rs; tree.rs: pids, remove; file.rs:
 //!               one read a file; stats/; oom.rs: the count of processes killed for lack of memory
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken
@@ -71,7 +74,7 @@
 //!    read cells and take no turn, nor does another container of the pod.
 //!
 //! The daemon is one thread: state is `Rc` and `Cell`, and no borrow of a cell crosses an await.
-//! Mounts and log files, which may block, run on threads of their own.
+//! Mounts, log files and files of waiting output, which may block, run on threads of their own.
 //!
 //! [Runtime v2]: https://github.com/containerd/containerd/blob/main/docs/runtime-v2.md
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

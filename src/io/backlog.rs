@@ -5,15 +5,11 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 
+use super::spill::Ring;
 use crate::config::{self, OnFull};
-use crate::sys::thread::blocking;
 
 /// Memory that a stream may have beside the sink's buffer whatever is configured: the unit in which
 /// bytes come.
@@ -189,95 +185,10 @@ impl Drop for Backlog<'_> {
     }
 }
 
-/// A file of a fixed size that is written round and round. It has no name, so it goes with the
-/// daemon. What may block runs on a thread of its own.
-#[derive(Debug)]
-struct Ring {
-    bundle: PathBuf,
-    file: Option<Arc<File>>,
-    size: u64,
-    start: u64,
-    length: u64,
-}
-
-impl Ring {
-    fn new(bundle: PathBuf, size: u64) -> Self {
-        Self { bundle, file: None, size, start: 0, length: 0 }
-    }
-
-    /// Adds `bytes`, for which there is room.
-    ///
-    /// # Errors
-    /// The failure and the bytes, none of which count as written.
-    async fn append(&mut self, bytes: Vec<u8>) -> Result<(), (io::Error, Vec<u8>)> {
-        let (file, bundle) = (self.file.clone(), self.bundle.clone());
-        let at = (self.start + self.length) % self.size;
-        let until_end = usize::try_from(self.size - at).unwrap_or(usize::MAX);
-        let copy = bytes.clone();
-        let work = move || {
-            let file = file.map_or_else(|| unnamed(&bundle).map(Arc::new), Ok)?;
-            let (first, second) = copy.split_at(until_end.min(copy.len()));
-            file.write_all_at(first, at)?;
-            file.write_all_at(second, 0)?;
-            Ok(file)
-        };
-        match blocking("spill", work).await.and_then(|result| result) {
-            Ok(file) => {
-                self.file = Some(file);
-                self.length += bytes.len() as u64;
-                Ok(())
-            }
-            Err(error) => Err((error, bytes)),
-        }
-    }
-
-    /// Removes and returns the oldest bytes, at most `most`.
-    async fn take(&mut self, most: usize) -> io::Result<Vec<u8>> {
-        let Some(file) = self.file.clone() else { return Ok(Vec::new()) };
-        let count = self.length.min(most as u64);
-        let (at, until_end) = (self.start, self.size - self.start);
-        let work = move || {
-            let mut bytes = vec![0; usize::try_from(count).unwrap_or(most)];
-            let first = usize::try_from(until_end).unwrap_or(usize::MAX).min(bytes.len());
-            let (first, second) = bytes.split_at_mut(first);
-            file.read_exact_at(first, at)?;
-            file.read_exact_at(second, 0)?;
-            Ok::<_, io::Error>(bytes)
-        };
-        let bytes = blocking("spill", work).await??;
-        self.skip(count);
-        Ok(bytes)
-    }
-
-    /// Forgets the oldest bytes, at most `most`; returns how many.
-    fn skip(&mut self, most: u64) -> u64 {
-        let count = self.length.min(most);
-        self.start = (self.start + count) % self.size;
-        self.length -= count;
-        count
-    }
-}
-
-/// A file without a name in the bundle's work directory, which containerd puts on a disk where the
-/// bundle is in memory; in the bundle if there is none.
-fn unnamed(bundle: &Path) -> io::Result<File> {
-    let work = bundle.join("work");
-    let directory = if work.is_dir() { work } else { bundle.to_owned() };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    match options.clone().custom_flags(libc::O_TMPFILE).open(&directory) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
-            let path = directory.join(format!(".berth-spill-{}", std::process::id()));
-            let file = options.create_new(true).open(&path)?;
-            std::fs::remove_file(&path)?;
-            Ok(file)
-        }
-        opened => opened,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::size::Size;
 

@@ -26,6 +26,7 @@ mod pipe;
 mod process;
 mod relay;
 mod rotation;
+mod spill;
 mod task;
 #[cfg(test)]
 mod tests;
