@@ -20,6 +20,7 @@ mod io;
 mod logfile;
 mod logger;
 mod options;
+mod output;
 mod pods;
 mod races;
 mod rootfs;

@@ -8,8 +8,8 @@
 #   late TEXT     does the command, then fails as above
 #   slow SECONDS  waits, then does the command
 # and where it holds nothing, the real runtime (`$0.d/real`) does the command.
-# Every call is noted in `$0.d/calls`; its arguments, directory, owners of the standard streams and
-# environment in `$0.d/last.COMMAND`.
+# Every call is noted in `$0.d/calls`; its arguments, directory, owners and files of the standard streams
+# and environment in `$0.d/last.COMMAND`.
 dir=$0.d
 command= log=/dev/stderr expect=
 for arg; do
@@ -26,7 +26,8 @@ for arg; do
     esac
 done
 owners=$(stat -Lc %u:%g /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2)
-{ printf '%s\n' "$@"; echo "cwd=$PWD"; echo stdio=$owners; env; } >"$dir/last.$command"
+files=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2)
+{ printf '%s\n' "$@"; echo "cwd=$PWD"; echo stdio=$owners; echo stdio-files=$files; env; } >"$dir/last.$command"
 echo "$command" >>"$dir/calls"
 fail() {
     echo "{\"level\":\"error\",\"msg\":\"$*\",\"time\":\"2026-01-01T00:00:00Z\"}" >>"$log"

@@ -48,6 +48,11 @@ impl<'h> Shim<'h> {
         Self { host, id: id.into(), address, pid, log, task }
     }
 
+    /// Where it runs.
+    pub fn host(&self) -> &'h Host {
+        self.host
+    }
+
     /// The address that `start` printed.
     pub fn address(&self) -> &str {
         &self.address

@@ -18,16 +18,22 @@ pub struct Streams {
 }
 
 impl Host {
-    /// FIFOs in a directory `name`, of the streams in `set`.
+    /// FIFOs in a directory `name`, of the streams in `set`, and readers.
     pub fn streams(&self, name: &str, set: Set) -> Streams {
+        let streams = self.unread_streams(name, set);
+        let reader = |path: &str| Some(path).filter(|path| !path.is_empty()).map(Reader::open);
+        let (out, err) = (reader(&streams.stdout), reader(&streams.stderr));
+        Streams { out, err, ..streams }
+    }
+
+    /// FIFOs in a directory `name`, of the streams in `set`, that nobody reads.
+    pub fn unread_streams(&self, name: &str, set: Set) -> Streams {
         let dir = self.dir().join("fifo").join(name);
         std::fs::create_dir_all(&dir).unwrap();
         let fifo = |on: bool, name: &str| if on { mkfifo(&dir.join(name)) } else { String::new() };
         let stdin = fifo(set[0], "in");
         let [stdout, stderr] = [fifo(set[1], "out"), fifo(set[2], "err")];
-        let reader = |path: &str| Some(path).filter(|path| !path.is_empty()).map(Reader::open);
-        let (out, err) = (reader(&stdout), reader(&stderr));
-        Streams { stdin, stdout, stderr, out, err }
+        Streams { stdin, stdout, stderr, out: None, err: None }
     }
 }
 
