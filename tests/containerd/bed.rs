@@ -15,7 +15,7 @@ use crate::{Shim, host, image};
 pub(crate) struct Bed<'a> {
     pub(crate) daemon: &'a Daemon,
     pub(crate) shim: Shim,
-    namespace: &'a str,
+    pub(crate) namespace: &'a str,
     case: &'static str,
     events: &'a RwEvents,
     /// The names of containers and groups that were handed out.

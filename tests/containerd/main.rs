@@ -25,6 +25,7 @@ mod daemon;
 mod host;
 mod image;
 mod lifecycle;
+mod output;
 mod pods;
 mod recorder;
 mod runsc;
@@ -245,6 +246,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
             for shim in Shim::ALL {
                 let cases = [
                     streams::CASES,
+                    output::CASES,
                     terminal::CASES,
                     lifecycle::CASES,
                     crash::CASES,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use nix::pty::{Winsize, openpty};
+use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 
 use crate::bed::Bed;
 use crate::{Case, command, host, shared};
@@ -40,7 +41,7 @@ fn terminal_exec(bed: &Bed<'_>) {
 }
 
 /// A client on a terminal of its own.
-struct Session {
+pub(crate) struct Session {
     child: Child,
     master: File,
     slave: OwnedFd,
@@ -48,9 +49,13 @@ struct Session {
 }
 
 impl Session {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let size = Winsize { ws_row: 33, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(&size, None).unwrap();
+        // The client leaves this on, and the program's own terminal has done it already.
+        let mut modes = tcgetattr(&pty.slave).unwrap();
+        modes.output_flags.remove(OutputFlags::ONLCR);
+        tcsetattr(&pty.slave, SetArg::TCSANOW, &modes).unwrap();
         let lend = || Stdio::from(pty.slave.try_clone().unwrap());
         let child = command.stdin(lend()).stdout(lend()).stderr(lend()).spawn().unwrap();
         let master = File::from(pty.master);
@@ -78,6 +83,24 @@ impl Session {
         self.master.write_all(b"\n").unwrap();
         let status = command::wait(&mut self.child, "ctr on a terminal");
         assert_eq!(command::code(status), 5, "{}", self.screen.lock().unwrap());
+    }
+
+    /// Waits until the screen ends with `text`.
+    #[track_caller]
+    pub(crate) fn await_end(&self, text: &str) {
+        let seen = command::poll(|| self.screen.lock().unwrap().ends_with(text).then_some(()));
+        let screen = self.screen.lock().unwrap();
+        let tail = screen.get(screen.len().saturating_sub(200)..);
+        assert!(seen.is_some(), "{} bytes, the last: {tail:?}", screen.len());
+    }
+
+    /// Types `last`, which ends the program; all that was shown.
+    #[track_caller]
+    pub(crate) fn finish(mut self, last: &[u8]) -> String {
+        self.master.write_all(last).unwrap();
+        let status = command::wait(&mut self.child, "ctr on a terminal");
+        assert_eq!(command::code(status), 0);
+        std::mem::take(&mut self.screen.lock().unwrap())
     }
 
     #[track_caller]
