@@ -269,12 +269,15 @@ impl Relay {
 
     /// Takes what comes although the sink is full, until the sink has it all.
     async fn store(&mut self) -> io::Result<Burst> {
-        let Self { source, sink, keep: Some(keep), .. } = self else { return Ok(Burst::More) };
+        let Self { source, sink, mode, keep: Some(keep), .. } = self else {
+            return Ok(Burst::More);
+        };
         let pending = std::mem::take(&mut self.pending);
         let mut backlog = Backlog::new(keep, unread(sink.as_fd())?, pending);
         let mut buffer = vec![0; STORE];
         let mut ended = false;
-        let mut last = Instant::now();
+        // When bytes came, if it is worth while to let more gather.
+        let mut last = None;
         loop {
             tokio::select! {
                 biased;
@@ -293,17 +296,23 @@ impl Relay {
                 }
                 ready = source.wait(), if !ended && backlog.takes_more() => {
                     ready?;
-                    if last.elapsed() < RUSH {
+                    if last.take().is_some_and(|last: Instant| last.elapsed() < RUSH) {
                         source.ignore();
                         sleep(TICK).await;
                         source.listen()?;
+                        continue; // the sink may have room by now, and nothing has to be dropped
                     }
                     let most = backlog.room().await.min(buffer.len());
                     match receive(source, &mut buffer[..most]) {
                         Ok(0) if most > 0 => ended = true,
                         Ok(count) => {
                             backlog.push(&buffer[..count]);
-                            last = Instant::now();
+                            let full = if *mode == Mode::Copy { BUFFER / 4 } else { most };
+                            last = Some(Instant::now());
+                            if count >= full && backlog.keeps_more() {
+                                last = None;
+                                tokio::task::yield_now().await;
+                            }
                         }
                         Err(Errno::EAGAIN) => source.forget()?,
                         Err(Errno::EINTR) => {}
