@@ -70,6 +70,9 @@ fn to_file(bed: &Bed<'_>) {
         assert_eq!(sorted(&text), sorted(&expected), "run {run}");
         assert!(bed.shim == Shim::Stock || text == expected, "run {run}: not in order");
     }
+    if bed.shim == Shim::Stock {
+        return; // it does not wait for the last of an exec process's output
+    }
     let exec = dir.join("exec");
     let uri = format!("file://{}", exec.display());
     let id = bed.name("b");
