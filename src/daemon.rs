@@ -81,6 +81,7 @@ async fn life(
     listener.set_nonblocking(true).map_err(Error::io("prepare", &path))?;
     let listener = UnixListener::from_std(listener).map_err(Error::io("serve", &path))?;
     let in_flight = Rc::new(InFlight::default());
+    let streams = containers.streams.clone();
     let services = Rc::new(Services::new(containers.clone()));
     let server = spawn_local(serve(listener, services, in_flight.clone()));
     log::info!("berth {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
@@ -94,6 +95,7 @@ async fn life(
     if timeout(ANSWER, in_flight.idle()).await.is_err() {
         log::warn!("requests are left without an answer");
     }
+    streams.close();
     let _ = timeout(HANG_UP, in_flight.hung_up()).await; // others may stay
     server.abort();
     log::info!("berth ends");

@@ -71,6 +71,9 @@ pub(crate) enum Error {
     /// The shim is ending and takes nothing new.
     #[error("the shim is shutting down")]
     ShuttingDown,
+    /// As many as there may be.
+    #[error("too many {what}: at most {limit}")]
+    Full { what: &'static str, limit: usize },
     /// A message over ttrpc's limit of 4 MiB.
     #[error("message of {0} bytes exceeds the limit of 4194304 bytes")]
     TooLarge(usize),
@@ -109,7 +112,7 @@ impl Error {
             Self::Io { .. } | Self::Mount { .. } | Self::Sys { .. } => Code::INTERNAL,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::ShuttingDown => Code::UNAVAILABLE,
-            Self::TooLarge(_) => Code::RESOURCE_EXHAUSTED,
+            Self::Full { .. } | Self::TooLarge(_) => Code::RESOURCE_EXHAUSTED,
             Self::Remote { code, .. } => *code,
         }
     }

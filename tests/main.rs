@@ -27,4 +27,5 @@ mod rootfs;
 mod rootless;
 mod sandbox;
 mod start;
+mod streaming;
 mod task;

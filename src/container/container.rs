@@ -78,6 +78,7 @@ impl Streams {
             namespace: &shared.namespace,
             bundle: call.bundle.dir(),
             reaper: &shared.reaper,
+            streams: &shared.streams,
             owner: self.owner,
             policy: self.policy,
             is_confined: self.is_confined,

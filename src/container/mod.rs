@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::ids::{ContainerId, Namespace};
+use crate::io::Registry;
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::sandbox::kind::Kind;
@@ -43,6 +44,8 @@ pub(crate) struct Containers {
     pub(crate) reaper: Reaper,
     /// The daemon's journal.
     pub(crate) events: Events,
+    /// The streams that clients have opened for processes.
+    pub(crate) streams: Rc<Registry>,
     map: RefCell<BTreeMap<ContainerId, Slot>>,
     /// The pod's, if it is no container.
     sandbox: RefCell<Option<Rc<Sandbox>>>,
@@ -85,6 +88,7 @@ impl Containers {
         Self {
             namespace,
             group,
+            streams: Registry::new(socket.clone()),
             socket,
             reaper,
             events,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::output::Output;
 use super::task::Work;
 use super::uri::Target;
-use super::{Context, journal, log_file, logger};
+use super::{Context, journal, log_file, logger, streaming};
 use crate::error::{Error, Result};
 
 /// An output for a driver.
@@ -32,7 +32,7 @@ pub(super) async fn start(
         Target::File(file) => log_file::start(file, feeds, context).await,
         Target::Logger(target) => logger::start(target, feeds, context).await,
         Target::Journal(journal) => journal::start(journal, feeds, context).await,
-        Target::Streaming(_) => Err(Error::Unimplemented(format!("{target:?}"))),
+        Target::Streaming(target) => streaming::start_output(target, feeds, context).await,
         Target::Null | Target::Path(_) => Err(Error::Unimplemented("no driver".into())),
     }
 }

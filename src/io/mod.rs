@@ -27,12 +27,14 @@ mod process;
 mod relay;
 mod rotation;
 mod spill;
+mod streaming;
 mod task;
 #[cfg(test)]
 mod tests;
 mod uri;
 
 use std::path::Path;
+use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -40,6 +42,7 @@ use tokio::time::Instant;
 pub(crate) use self::console::{ConsoleSocket, remove_leftovers};
 pub(crate) use self::holders::Undrained;
 pub(crate) use self::process::{ProcessIo, TerminalIo};
+pub(crate) use self::streaming::{Opening, Registry};
 
 use self::uri::Target;
 use crate::config;
@@ -67,6 +70,8 @@ pub(crate) struct Context<'a> {
     pub(crate) bundle: &'a Path,
     /// Starts loggers.
     pub(crate) reaper: &'a Reaper,
+    /// The streams that clients have opened.
+    pub(crate) streams: &'a Rc<Registry>,
     /// Who owns the pipes, so that the process can open `/dev/stdout` again under a user namespace.
     pub(crate) owner: (u32, u32),
     /// What happens to output that nobody takes.

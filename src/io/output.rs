@@ -90,6 +90,16 @@ impl Output {
         self.restarts.set(self.restarts.get().saturating_add(1));
     }
 
+    /// What is kept of it while nobody takes it.
+    pub(super) fn keep(&self, context: &Context<'_>) -> Keep {
+        Keep {
+            policy: context.policy,
+            bundle: context.bundle.to_owned(),
+            name: format!("{} of {:?}", self.stream.name(), context.id),
+            dropped: self.dropped.clone(),
+        }
+    }
+
     /// How messages name the driver from now on.
     pub(super) fn name_taker(&self, name: String) {
         if let Taker::Driver(taker) = &self.taker {
@@ -180,12 +190,7 @@ impl OutputRelay {
         let output = Output::new(stream, source.watch(), taker, changed.clone());
         let mut relay = Relay::new(source, sink.end, mode);
         if sink.fifo {
-            relay = relay.keeping(Keep {
-                policy: context.policy,
-                bundle: context.bundle.to_owned(),
-                name: format!("{} of {:?}", stream.name(), context.id),
-                dropped: output.dropped.clone(),
-            });
+            relay = relay.keeping(output.keep(context));
         }
         Ok(Self { relay, fifo: sink.fifo, output })
     }

@@ -16,6 +16,7 @@ use super::input::Source;
 use super::output::{Output, OutputRelay, Sink, Taker, open};
 use super::pipe::{null, pipe, set_nonblocking};
 use super::relay::Mode;
+use super::streaming;
 use super::task::{Flag, Task, Work};
 use super::uri::{FileTarget, Format, Target};
 use super::{Context, StdioSpec, Stream};
@@ -57,7 +58,7 @@ impl ProcessIo {
     ) -> Result<(Self, ChildStdio)> {
         spec.check()?;
         let mut io = Self::default();
-        let stdin = match io.source(spec).await? {
+        let stdin = match io.source(spec, context).await? {
             Some(source) => {
                 let (theirs, ours) = pipe(context.owner, Direction::In)?;
                 let sink = End::sink(ours).map_err(Error::sys("watch a pipe"))?;
@@ -155,10 +156,17 @@ impl ProcessIo {
     }
 
     /// Where input comes from, if it does.
-    async fn source(&mut self, spec: &StdioSpec) -> Result<Option<Source>> {
+    async fn source(&mut self, spec: &StdioSpec, context: &Context<'_>) -> Result<Option<Source>> {
         match spec.target(Stream::Stdin)? {
             Target::Path(path) => Source::open(&path).map(Some),
             Target::Null => Ok(None),
+            Target::Streaming(target) => {
+                let close = self.close_stdin.clone();
+                let (pipe, work) = streaming::start_input(&target, close, context).await?;
+                self.spawn(work);
+                let end = End::source(pipe).map_err(Error::sys("watch a pipe"))?;
+                Ok(Some(Source { end, fifo: false }))
+            }
             other => Err(Error::Unimplemented(format!("{other:?}"))),
         }
     }
@@ -246,7 +254,7 @@ impl TerminalIo {
     pub(crate) async fn open(spec: &StdioSpec, context: &Context<'_>) -> Result<Self> {
         spec.check()?;
         let mut io = ProcessIo::default();
-        let source = io.source(spec).await?;
+        let source = io.source(spec, context).await?;
         let sink = match as_driven(spec.target(Stream::Stdout)?) {
             // It is taken even if nobody wants it, or the process would stop.
             Target::Null => Sink::new(open(Stream::Stdout, Path::new("/dev/null"))?)?,

@@ -1,5 +1,5 @@
-//! ttrpc frames: a header of ten bytes, then one protobuf message. Pure; [`blocking`] and the
-//! server move the bytes.
+//! ttrpc frames: a header of ten bytes, then one protobuf message. Pure; [`blocking`], the client and
+//! the server move the bytes; [`duplex`] has the streams that stay open beside the calls.
 //!
 //! The [protocol]: length (4 bytes, big endian), stream id (4), type, flags. A client numbers its
 //! calls with odd stream ids; the response has the number of its request.
@@ -8,6 +8,7 @@
 
 pub(crate) mod blocking;
 pub(crate) mod client;
+pub(crate) mod duplex;
 pub(crate) mod server;
 mod stream;
 
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 use protobuf::{EnumOrUnknown, Message, MessageField};
 use ttrpc::proto::{
-    Code, KeyValue, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX, MESSAGE_TYPE_REQUEST,
-    MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response, Status,
+    Code, FLAG_REMOTE_OPEN, KeyValue, MESSAGE_HEADER_LENGTH, MESSAGE_LENGTH_MAX,
+    MESSAGE_TYPE_REQUEST, MESSAGE_TYPE_RESPONSE, MessageHeader, Request, Response, Status,
 };
 
 use crate::error::{Error, Result};
@@ -60,6 +61,17 @@ pub(crate) fn request(
         ..Request::default()
     };
     frame(stream, MESSAGE_TYPE_REQUEST, &request)
+}
+
+/// One frame with the request for a stream, to which messages of both sides follow.
+///
+/// # Errors
+/// As [`request`].
+pub(crate) fn stream_request(stream: u32, method: (&str, &str)) -> Result<Vec<u8>> {
+    let none = protobuf::well_known_types::empty::Empty::new();
+    let mut frame = request(stream, method, &none, Duration::ZERO, &[])?;
+    frame[HEADER - 1] = FLAG_REMOTE_OPEN;
+    Ok(frame)
 }
 
 /// One frame with the response to the request on `stream`, ready to be written. A result that is

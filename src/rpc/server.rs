@@ -1,4 +1,5 @@
-//! The server: frames in, one local task a request, frames out.
+//! The server: frames in, one local task a request, frames out. Frames of streams go to what takes them
+//! ([`duplex`](crate::rpc::duplex)).
 //!
 //! The `ttrpc` crate's own server answers an unknown method with `InvalidArgument` or `NotFound`,
 //! where containerd falls back from v3 to v2 on `Unimplemented` only; it knows no peer check and
@@ -13,15 +14,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use protobuf::Message;
-use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::net::unix::OwnedWriteHalf;
+use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
-use tokio::time::{Instant, timeout};
-use ttrpc::proto::{MESSAGE_TYPE_REQUEST, Request};
+use tokio::time::Instant;
+use ttrpc::proto::{
+    FLAG_REMOTE_OPEN, MESSAGE_TYPE_DATA, MESSAGE_TYPE_REQUEST, MessageHeader, Request,
+};
 
 use crate::error::{Error, Result};
+use crate::rpc::duplex::{End, Inbound, Outbound, Streams, Writer};
 use crate::rpc::{self, stream};
 use crate::socket::peer_uid;
 
@@ -43,6 +46,12 @@ pub(crate) trait Handler: 'static {
         request: Request,
         deadline: Option<Instant>,
     ) -> impl Future<Output = Result<Vec<u8>>>;
+
+    /// Opens a stream in both directions: says what takes its messages and has `out` for the answers.
+    ///
+    /// # Errors
+    /// [`Error::Unimplemented`] for a method that is no stream; else why not.
+    fn open(self: Rc<Self>, request: &Request, out: Outbound) -> Result<Rc<dyn Inbound>>;
 }
 
 /// Counts requests that are being answered and connections, so that the daemon ends after the last
@@ -138,8 +147,21 @@ async fn connection<H: Handler>(stream: UnixStream, handler: Rc<H>, in_flight: R
     let _connected = in_flight.connect();
     let (read, write) = stream.into_split();
     let mut reader = BufReader::with_capacity(READ_BUFFER, read);
-    let writer = Rc::new(Mutex::new(write));
+    let writer = Writer::new(write);
+    let streams = Streams::new(writer.clone());
     while let Ok((header, message)) = stream::read(&mut reader).await {
+        if header.type_ == MESSAGE_TYPE_DATA || header.flags & FLAG_REMOTE_OPEN != 0 {
+            if let Err(error) = stream_frame(&handler, &streams, header, message) {
+                log::debug!("stream {}: {error}", header.stream_id);
+                let (writer, streams) = (writer.clone(), streams.clone());
+                spawn_local(async move {
+                    respond(&writer, header.stream_id, Err(error)).await;
+                    streams.hang_up_if_done();
+                });
+            }
+            continue;
+        }
+        streams.serve_calls();
         let answering = in_flight.begin();
         let (handler, writer) = (handler.clone(), writer.clone());
         spawn_local(async move {
@@ -150,18 +172,39 @@ async fn connection<H: Handler>(stream: UnixStream, handler: Rc<H>, in_flight: R
                 Ok(_) => Err(Error::Invalid(format!("unexpected frame of type {}", header.type_))),
                 Err(error) => Err(error),
             };
-            match rpc::response(header.stream_id, result) {
-                Ok(frame) => send(&writer, &frame).await,
-                Err(error) => log::error!("an answer cannot be sent: {error}"),
-            }
+            respond(&writer, header.stream_id, result).await;
             drop(answering);
         });
     }
+    streams.lose();
+}
+
+/// Takes one frame of a stream. Nothing of a stream counts as a request that is being answered.
+fn stream_frame<H: Handler>(
+    handler: &Rc<H>,
+    streams: &Rc<Streams>,
+    header: MessageHeader,
+    message: Result<Vec<u8>>,
+) -> Result<()> {
+    if header.type_ == MESSAGE_TYPE_DATA {
+        return streams.deliver(header, message);
+    }
+    let request = parse(&message?)?;
+    let id = header.stream_id;
+    let inbound = streams.open(id, |out| handler.clone().open(&request, out))?;
+    if request.payload.is_empty() {
+        return Ok(());
+    }
+    inbound.take(request.payload).inspect_err(|_| streams.forget(id, End::Lost))
+}
+
+fn parse(message: &[u8]) -> Result<Request> {
+    Request::parse_from_bytes(message)
+        .map_err(|error| Error::Invalid(format!("request is not a ttrpc Request: {error}")))
 }
 
 async fn answer<H: Handler>(handler: Rc<H>, message: &[u8]) -> Result<Vec<u8>> {
-    let request = Request::parse_from_bytes(message)
-        .map_err(|error| Error::Invalid(format!("request is not a ttrpc Request: {error}")))?;
+    let request = parse(message)?;
     let deadline = u64::try_from(request.timeout_nano)
         .ok()
         .filter(|nanos| *nanos > 0)
@@ -178,11 +221,9 @@ async fn answer<H: Handler>(handler: Rc<H>, message: &[u8]) -> Result<Vec<u8>> {
     result
 }
 
-async fn send(writer: &Mutex<OwnedWriteHalf>, frame: &[u8]) {
-    let mut writer = writer.lock().await;
-    // An error is a peer that hung up: nobody is left to tell.
-    if timeout(WRITE_TIMEOUT, writer.write_all(frame)).await.is_err() {
-        log::warn!("a peer did not take its answer within {WRITE_TIMEOUT:?}: connection closed");
-        let _ = writer.shutdown().await;
+async fn respond(writer: &Writer, stream: u32, result: Result<Vec<u8>>) {
+    match rpc::response(stream, result) {
+        Ok(frame) => writer.write_within(WRITE_TIMEOUT, &frame).await,
+        Err(error) => log::error!("an answer cannot be sent: {error}"),
     }
 }

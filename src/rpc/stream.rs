@@ -8,6 +8,9 @@ use ttrpc::proto::MessageHeader;
 use crate::error::{Error, Result};
 use crate::rpc::{HEADER, header};
 
+/// Room that a message gets at once: containerd's largest pieces of a stream, and their frame.
+const LIKELY: usize = 33 << 10;
+
 /// Reads the next frame: its header, and its message or why there is none. The message's buffer
 /// grows as bytes arrive: a length alone does not make the daemon take 4 MiB.
 ///
@@ -22,7 +25,7 @@ pub(crate) async fn read(
     let (header, checked) = header(bytes);
     let length = u64::from(header.length);
     let mut body = reader.take(length);
-    let mut message = Vec::new();
+    let mut message = Vec::with_capacity(LIKELY.min(header.length as usize));
     let (read, result): (u64, Result<Vec<u8>, Error>) = match checked {
         Ok(_) => (body.read_to_end(&mut message).await? as u64, Ok(message)),
         Err(error) => (tokio::io::copy(&mut body, &mut tokio::io::sink()).await?, Err(error)),

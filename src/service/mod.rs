@@ -1,6 +1,7 @@
 //! The ttrpc services: decode, call, encode.
 
 mod sandbox;
+mod streaming;
 mod task;
 
 use std::rc::Rc;
@@ -11,6 +12,7 @@ use ttrpc::proto::Request;
 
 use crate::container::Containers;
 use crate::error::{Error, Result};
+use crate::rpc::duplex::{Inbound, Outbound};
 use crate::rpc::server::Handler;
 
 /// Answers every request of every connection.
@@ -37,6 +39,17 @@ impl Handler for Services {
             }
             // containerd falls back to an older service on this status and no other.
             service => Err(Error::Unimplemented(format!("service {service}"))),
+        }
+    }
+
+    fn open(self: Rc<Self>, request: &Request, out: Outbound) -> Result<Rc<dyn Inbound>> {
+        match (request.service.as_str(), request.method.as_str()) {
+            ("containerd.services.streaming.v1.Streaming", method) => {
+                streaming::open(&self.containers, method, out)
+            }
+            (service, method) => {
+                Err(Error::Unimplemented(format!("stream {method} of service {service}")))
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod mount;
 pub(crate) mod options;
 pub(crate) mod pod;
 pub(crate) mod sandbox;
+pub(crate) mod streaming;
 pub(crate) mod task;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -11,6 +11,7 @@ mod rpc;
 mod runtime;
 mod shim;
 mod spec;
+pub mod streaming;
 mod streams;
 
 use std::time::{Duration, Instant};

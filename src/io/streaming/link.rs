@@ -1,0 +1,207 @@
+//! One stream of one connection, and the windows of its two directions.
+
+use std::cell::{Cell, Ref, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+
+use tokio::sync::Notify;
+
+use crate::error::{Error, Result};
+use crate::rpc::duplex::{End, Inbound, Outbound};
+use crate::wire::streaming::{self, Message};
+
+/// The most bytes in one message. containerd's [reader] forgets to count what it did not read in one
+/// go, which is 32 KiB: after larger messages its windows would run out.
+///
+/// [reader]: https://github.com/containerd/containerd/blob/v2.1.9/core/transfer/streaming/reader.go#L96
+pub(super) const PIECE: usize = 32 << 10;
+
+/// Room before the bytes of a frame for all that comes before them.
+pub(super) const ROOM: usize = 64;
+
+/// What the other side may send before it has to wait.
+pub(super) const WINDOW: usize = 64 << 10;
+
+/// Small messages are joined up to this size.
+const JOINED: usize = 4 << 10;
+
+/// A stream that has been named.
+pub(super) struct Link {
+    out: Rc<Outbound>,
+    /// Bytes that the other side takes.
+    window: Cell<usize>,
+    /// Bytes that the other side may send.
+    granted: Cell<usize>,
+    /// Bytes that came and were not consumed, as they came.
+    queue: RefCell<VecDeque<Piece>>,
+    end: Cell<Option<End>>,
+    /// The first answer that the other side expects.
+    acknowledged: Cell<bool>,
+    changed: Notify,
+}
+
+struct Piece {
+    message: Vec<u8>,
+    at: usize,
+}
+
+impl Link {
+    pub(super) fn new(out: Outbound) -> Rc<Self> {
+        Rc::new(Self {
+            out: Rc::new(out),
+            window: Cell::default(),
+            granted: Cell::default(),
+            queue: RefCell::default(),
+            end: Cell::default(),
+            acknowledged: Cell::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// How the other side's part ended, if it did.
+    pub(super) fn ended(&self) -> Option<End> {
+        self.end.get()
+    }
+
+    /// Resolves when the other side's part has ended.
+    pub(super) async fn wait_end(&self) -> End {
+        loop {
+            if let Some(end) = self.end.get() {
+                return end;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// Resolves when something came, at its next change.
+    pub(super) async fn change(&self) {
+        self.changed.notified().await;
+    }
+
+    /// How many bytes the other side takes now.
+    pub(super) fn window(&self) -> usize {
+        self.window.get()
+    }
+
+    /// Whether the other side has been told that its stream is known, or has told so.
+    pub(super) fn is_acknowledged(&self) -> bool {
+        self.acknowledged.get()
+    }
+
+    /// Tells the other side that its stream is known.
+    pub(super) async fn acknowledge(&self) -> io::Result<()> {
+        self.out.send(&streaming::ack()).await?;
+        self.acknowledged.set(true);
+        Ok(())
+    }
+
+    /// Names the stream to a server.
+    pub(super) async fn name(&self, id: &str) -> io::Result<()> {
+        self.out.send(&streaming::init(id)).await
+    }
+
+    /// Sends the bytes of `buffer` from `at`, before which there are [`ROOM`] others that are
+    /// overwritten. `count` is within the window and at most a [`PIECE`].
+    ///
+    /// # Errors
+    /// The stream or its connection has ended: the bytes count as not sent.
+    pub(super) async fn send(&self, buffer: &mut [u8], at: usize, count: usize) -> io::Result<()> {
+        let data = streaming::data_head(count);
+        let mut head = self.out.header(data.len() + count);
+        head.extend(data);
+        let begin = at - head.len();
+        buffer[begin..at].copy_from_slice(&head);
+        self.window.set(self.window.get().saturating_sub(count));
+        self.out.write(&buffer[begin..at + count]).await
+    }
+
+    /// Lets the other side send so many bytes more.
+    pub(super) async fn grant(&self, count: usize) -> io::Result<()> {
+        self.granted.set(self.granted.get() + count);
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.out.send(&streaming::window(count)).await
+    }
+
+    /// The oldest bytes that came, or `None`.
+    pub(super) fn oldest(&self) -> Option<Ref<'_, [u8]>> {
+        let queue = self.queue.borrow();
+        Ref::filter_map(queue, |queue| queue.front().map(|piece| &piece.message[piece.at..])).ok()
+    }
+
+    /// So many of [`Link::oldest`] are done with.
+    pub(super) fn consumed(&self, count: usize) {
+        let mut queue = self.queue.borrow_mut();
+        if let Some(piece) = queue.front_mut() {
+            piece.at += count;
+            if piece.at >= piece.message.len() {
+                queue.pop_front();
+            }
+        }
+        if queue.is_empty() {
+            *queue = VecDeque::new();
+        }
+    }
+
+    /// Drops all that came; returns how much that was.
+    pub(super) fn discard(&self) -> usize {
+        self.queue.take().iter().map(|piece| piece.message.len() - piece.at).sum()
+    }
+
+    /// Says behind what was sent that no more comes.
+    pub(super) async fn close(&self) -> io::Result<()> {
+        self.out.close().await
+    }
+
+    /// The same without waiting for it.
+    pub(super) fn close_soon(&self) {
+        self.out.close_soon();
+    }
+
+    fn push(&self, mut message: Vec<u8>, bytes: std::ops::Range<usize>) -> Result<()> {
+        let Some(granted) = self.granted.get().checked_sub(bytes.len()) else {
+            let (came, may) = (bytes.len(), self.granted.get());
+            return Err(Error::Invalid(format!("{came} bytes of a stream where {may} may come")));
+        };
+        self.granted.set(granted);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let mut queue = self.queue.borrow_mut();
+        match queue.back_mut() {
+            // A window of single bytes would otherwise take a hundred times its size.
+            Some(last) if last.message.len() + bytes.len() <= JOINED => {
+                last.message.extend(&message[bytes]);
+            }
+            _ => {
+                message.truncate(bytes.end);
+                queue.push_back(Piece { message, at: bytes.start });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inbound for Link {
+    fn take(&self, message: Vec<u8>) -> Result<()> {
+        match streaming::decode(&message)? {
+            Message::Data(bytes) => self.push(message, bytes)?,
+            Message::Window(more) => {
+                let most = i32::MAX as usize; // what containerd counts in
+                self.window.set((self.window.get() + more as usize).min(most));
+            }
+            Message::Ack => self.acknowledged.set(true),
+            Message::Init(id) => {
+                return Err(Error::Invalid(format!("a stream has one name only: {id:?}")));
+            }
+            Message::Other(kind) => log::debug!("ignored in a stream: a message {kind:?}"),
+        }
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    fn end(&self, end: End) {
+        self.end.set(Some(end));
+        self.changed.notify_waiters();
+    }
+}
