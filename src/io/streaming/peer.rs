@@ -120,7 +120,7 @@ impl Server {
         let reading = duplex::connect(socket, METHOD, make, failed).await?;
         let Some(link) = made else { return Err(lost(socket)) };
         self.reader.replace(Some((Task::spawn(reading), link.clone())));
-        link.name(id).await.map_err(Error::io("write to", socket))?;
+        let _ = link.name(id).await; // if it is refused, the reason follows
         while !link.is_acknowledged() {
             if link.ended().is_some() {
                 return Err(refusal.take().unwrap_or_else(|| lost(socket)));
