@@ -1,7 +1,8 @@
 //! berth under real containerds: every case on every packaged containerd, with runc and with crun.
 //!
 //! The same cases run against the stock shim `io.containerd.runc.v2`, which proves the cases; those of
-//! pods also through the Sandbox API of 2.x, which is the shim `pauseless`. Needs root, the programs of
+//! pods also through the Sandbox API of 2.x, which is the shim `pauseless`, and those about streams with
+//! its streaming API too, which is `streaming`. Needs root, the programs of
 //! `packaging/setup.sh` and the containerds of `packaging/fetch-containerd.sh`.
 //! Words on the command line choose: a containerd version, a runtime, a shim or a part of a case's
 //! name; every word has to fit. `--list` names what would run.
@@ -52,16 +53,19 @@ pub(crate) enum Shim {
     Berth,
     /// berth through containerd's Sandbox API: its pods have no pause container.
     Pauseless,
+    /// The same with streams of containerd's streaming API in place of FIFOs.
+    Streaming,
 }
 
 impl Shim {
-    const ALL: [Self; 3] = [Self::Stock, Self::Berth, Self::Pauseless];
+    const ALL: [Self; 4] = [Self::Stock, Self::Berth, Self::Pauseless, Self::Streaming];
 
     fn name(self) -> &'static str {
         match self {
             Self::Stock => "stock",
             Self::Berth => "berth",
             Self::Pauseless => "pauseless",
+            Self::Streaming => "streaming",
         }
     }
 
@@ -71,14 +75,20 @@ impl Shim {
             Self::Stock => "stock",
             Self::Berth => "berth",
             Self::Pauseless => "berth-pauseless",
+            Self::Streaming => "berth-streaming",
         }
+    }
+
+    /// Whether its pods have a pause container.
+    pub(crate) fn has_pause(self) -> bool {
+        matches!(self, Self::Stock | Self::Berth)
     }
 
     /// The name that containerd makes the program's name of.
     pub(crate) fn runtime_name(self) -> &'static str {
         match self {
             Self::Stock => "io.containerd.runc.v2",
-            Self::Berth | Self::Pauseless => "io.containerd.berth.v1",
+            Self::Berth | Self::Pauseless | Self::Streaming => "io.containerd.berth.v1",
         }
     }
 }
@@ -216,7 +226,14 @@ impl Row<'_> {
 
     /// Whether the case can be and has to be shown with this version, runtime and shim.
     fn applies(&self) -> bool {
+        if pods::streaming::is_own(self.case) && self.shim != Shim::Streaming {
+            return false;
+        }
         match (self.shim, self.runtime) {
+            (Shim::Streaming, Runtime::Runc) => {
+                pods::streaming::concerns(self.case) && !self.version.starts_with("1.")
+            }
+            (Shim::Streaming, Runtime::Crun) => false,
             (Shim::Berth, Runtime::Runc) => true,
             (Shim::Pauseless, _) => self.case.pods && !self.version.starts_with("1."),
             (Shim::Stock, _) | (Shim::Berth, Runtime::Crun) => !self.case.own,
@@ -259,6 +276,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     pods::many::CASES,
                     pods::overhead::CASES,
                     pods::streams::CASES,
+                    pods::streaming::CASES,
                     pods::users::cases(version, runtime),
                 ];
                 for case in cases.into_iter().flatten() {

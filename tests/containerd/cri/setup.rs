@@ -1,6 +1,7 @@
 //! A private containerd with the CRI plugin, configured by the files in `config/` that users take.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Cri;
@@ -21,7 +22,7 @@ const DISABLED: &[&str] = &["io.containerd.internal.v1.opt", "io.containerd.inte
 const PLUGINS: &str = "/usr/lib/cni";
 
 /// Starts the containerd whose programs are in `programs` in `dir`, with the handlers of `config/`
-/// and one for the stock shim, `stock`.
+/// one for the stock shim, `stock`, and one whose streams are no FIFOs, `berth-streaming`.
 pub(crate) fn start(version: &str, programs: &Path, runtime: Runtime, dir: &Path) -> Daemon {
     let runtimes = Plugins::of(version).runtimes;
     let options = match runtime {
@@ -30,9 +31,34 @@ pub(crate) fn start(version: &str, programs: &Path, runtime: Runtime, dir: &Path
             format!("[{runtimes}.stock.options]\nBinaryName = {:?}\n", dir.join("crun"))
         }
     };
-    let handlers =
+    let mut handlers =
         format!("[{runtimes}.stock]\nruntime_type = \"io.containerd.runc.v2\"\n{options}");
+    if !version.starts_with("1.") {
+        handlers += &format!(
+            "[{runtimes}.berth-streaming]\n\
+             runtime_type = \"{}\"\n\
+             sandboxer = \"shim\"\n\
+             io_type = \"streaming\"\n",
+            write_spilling(dir)
+        );
+    }
     start_with(version, programs, runtime, dir, "berth", &handlers)
+}
+
+/// Writes a program that is berth with `io.spill`, into what is searched first; returns its runtime type.
+/// With the Sandbox API containerd [takes] no options but runc's up to 2.1.
+///
+/// [takes]: https://github.com/containerd/containerd/blob/v2.1.9/client/task_opts.go#L57
+fn write_spilling(dir: &Path) -> &'static str {
+    let (bin, file) = (dir.join("bin"), dir.join("spill.toml"));
+    fs::create_dir_all(&bin).unwrap();
+    fs::write(&file, "[io]\nspill = \"64MiB\"\n").unwrap();
+    let program = bin.join("containerd-shim-berthspill-v1");
+    let file = file.display();
+    let script = format!("#!/bin/sh\nBERTH_CONF_FILE={file} exec containerd-shim-berth-v1 \"$@\"\n");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    "io.containerd.berthspill.v1"
 }
 
 /// As [`start`], with the handlers of the TOML `handlers` beside those of `config/`, one of which is

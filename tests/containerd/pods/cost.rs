@@ -22,7 +22,7 @@ struct Cost {
 pub(crate) fn print(daemon: &Daemon, rounds: usize) {
     let cri = Cri::of(daemon);
     let pauseless = !daemon.version.starts_with("1.");
-    let shims = if pauseless { &Shim::ALL[..] } else { &[Shim::Stock, Shim::Berth] };
+    let shims = if pauseless { &Shim::ALL[..3] } else { &[Shim::Stock, Shim::Berth] };
     let mut costs: [Vec<Cost>; 3] = Default::default();
     for round in 0..=rounds {
         for turn in 0..shims.len() {
@@ -41,7 +41,7 @@ pub(crate) fn print(daemon: &Daemon, rounds: usize) {
         let name = match shim {
             Shim::Stock => "stock shim",
             Shim::Berth => "berth",
-            Shim::Pauseless => "berth without pause container",
+            Shim::Pauseless | Shim::Streaming => "berth without pause container",
         };
         let time = median(costs.iter().map(|cost| cost.running.as_millis()));
         let processes = median(costs.iter().map(|cost| cost.processes));

@@ -45,7 +45,7 @@ fn namespaces(bed: &Bed<'_>) {
     ];
     // With the Sandbox API containerd itself crashes on a pod in the host's network, up to 2.2: it
     // dereferences a spec that there is not (core/runtime/v2/bundle.go).
-    let crashes = |network| network == NODE && bed.shim == Shim::Pauseless;
+    let crashes = |network| network == NODE && !bed.shim.has_pause();
     for (name, [network, pid, ipc], expected) in
         cases.into_iter().filter(|(_, [network, ..], _)| !crashes(*network))
     {

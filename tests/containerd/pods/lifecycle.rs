@@ -56,7 +56,7 @@ fn check_processes(bed: &Bed<'_>, pod: &Pod<'_>) {
     });
     assert_eq!(processes.len(), 3, "{processes:?}");
     let pauses = processes.iter().filter(|process| process.contains("sleep 100000")).count();
-    assert_eq!(pauses, usize::from(bed.shim != Shim::Pauseless), "{processes:?}");
+    assert_eq!(pauses, usize::from(bed.shim.has_pause()), "{processes:?}");
 }
 
 /// Logs have a time, a stream and a tag on each line; long lines come in parts; the kubelet rotates.

@@ -6,6 +6,7 @@ pub(crate) mod isolation;
 pub(crate) mod lifecycle;
 pub(crate) mod many;
 pub(crate) mod overhead;
+pub(crate) mod streaming;
 pub(crate) mod streams;
 pub(crate) mod users;
 
