@@ -29,6 +29,9 @@ impl Container {
             if timeout(OTHERS, self.others_ended()).await.is_err() {
                 log::warn!("processes of {:?} outlive its init process", self.id.as_str());
             }
+            if let Some(io) = self.init.io() {
+                io.taken().await;
+            }
             self.tell_last_oom();
             self.init.stop(exit);
             let id = self.id.clone();

@@ -17,7 +17,7 @@ pub(super) const LEAST: usize = 64 << 10;
 const CHUNK: usize = 256 << 10;
 
 /// What is kept of an output, and where.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Keep {
     pub(super) policy: config::Io,
     /// The bundle, whose work directory has the file.

@@ -5,9 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::backlog::Keep;
 use super::end::{End, poll_now};
@@ -17,6 +19,11 @@ use super::relay::{Mode, Relay};
 use super::task::Flag;
 use super::{Context, Stream};
 use crate::error::{Error, Result};
+
+/// How long a reader that is there may take nothing before the news that the process has ended.
+const IDLE: Duration = Duration::from_secs(10);
+/// How long one may be away.
+const AWAY: Duration = Duration::from_secs(120);
 
 /// What the outside knows of an output. The descriptors belong to whoever moves the bytes, and close
 /// with it.
@@ -29,6 +36,19 @@ pub(super) struct Output {
     changed: Rc<Notify>,
     dropped: Rc<Cell<u64>>,
     restarts: Cell<u32>,
+    taking: RefCell<Option<Rc<Taking>>>,
+}
+
+/// A reader that has to be waited for when the process has ended, since it is told of the end by other
+/// ways and hears no more of the output then.
+#[derive(Debug, Default)]
+pub(super) struct Taking {
+    /// It has everything.
+    pub(super) done: Flag,
+    /// Changes as long as it takes something.
+    pub(super) progress: Cell<u64>,
+    /// It is not there.
+    pub(super) is_away: Cell<bool>,
 }
 
 /// Who has the bytes next.
@@ -56,7 +76,27 @@ impl Output {
             changed,
             dropped: Rc::default(),
             restarts: Cell::default(),
+            taking: RefCell::default(),
         })
+    }
+
+    /// Its reader has to be waited for.
+    pub(super) fn wait_for(&self, taking: &Rc<Taking>) {
+        self.taking.replace(Some(taking.clone()));
+    }
+
+    /// Resolves when a reader that has to be waited for has everything, or has taken nothing for
+    /// [`IDLE`], or has not come back for [`AWAY`].
+    pub(super) async fn taken(&self) {
+        let Some(taking) = self.taking.borrow().clone() else { return };
+        loop {
+            let state = || (taking.progress.get(), taking.is_away.get());
+            let before = state();
+            let limit = if taking.is_away.get() { AWAY } else { IDLE };
+            if timeout(limit, taking.done.wait()).await.is_ok() || state() == before {
+                return;
+            }
+        }
     }
 
     /// Its name.

@@ -205,6 +205,17 @@ impl ProcessIo {
         self.outputs.iter().map(|output| output.dropped()).sum()
     }
 
+    /// Resolves when the readers of streams have all that a process that has ended wrote, as long as
+    /// they take it: containerd [cancels] its streams when it hears of the end, with what is on its way.
+    /// FIFOs need no such wait.
+    ///
+    /// [cancels]: https://github.com/containerd/containerd/blob/v2.1.9/client/task.go#L408
+    pub(crate) async fn taken(&self) {
+        for output in &self.outputs {
+            output.taken().await;
+        }
+    }
+
     /// Ends all that moves bytes and closes the descriptors, at once; what nobody has read is lost.
     pub(crate) fn close(&self) {
         self.tasks.iter().for_each(Task::stop);

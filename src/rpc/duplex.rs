@@ -6,11 +6,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
@@ -22,7 +24,7 @@ use ttrpc::proto::{
 };
 
 use crate::error::{Error, Result};
-use crate::rpc;
+use crate::{rpc, sys};
 
 /// Streams that one connection may have at a time.
 const MOST_STREAMS: usize = 1024;
@@ -76,6 +78,18 @@ impl Writer {
             log::warn!("a peer did not take its answer within {limit:?}: connection closed");
             let _ = half.write.shutdown().await; // it may be gone
         }
+    }
+
+    /// Whether the other side has read all that was written. One that is gone has not.
+    fn is_read(&self) -> bool {
+        let Ok(half) = self.0.try_lock() else { return false };
+        let socket = half.write.as_ref().as_fd();
+        if !half.rest.is_empty() || !sys::socket::unread(socket).is_ok_and(|bytes| bytes == 0) {
+            return false;
+        }
+        // In this order: a socket that is closed unread is first marked as such (POLLHUP), then emptied.
+        let mut ends = [PollFd::new(socket, PollFlags::empty())];
+        poll(&mut ends, PollTimeout::ZERO) == Ok(0)
     }
 
     /// Hangs up behind what is to be written.
@@ -278,6 +292,11 @@ impl Outbound {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         self.writer.write(frame).await
+    }
+
+    /// Whether the other side has read all that was written: then it is not lost with the connection.
+    pub(crate) fn is_read(&self) -> bool {
+        self.writer.is_read()
     }
 
     /// Sends a small message.

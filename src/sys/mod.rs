@@ -10,6 +10,7 @@ pub(crate) mod pipe;
 pub(crate) mod place;
 pub(crate) mod process;
 pub(crate) mod ready;
+pub(crate) mod socket;
 pub(crate) mod thread;
 pub(crate) mod tty;
 pub(crate) mod user_namespace;

@@ -116,6 +116,11 @@ impl Link {
         self.out.write(&buffer[begin..at + count]).await
     }
 
+    /// Whether the other side has read all that was sent.
+    pub(super) fn is_read(&self) -> bool {
+        self.out.is_read()
+    }
+
     /// Lets the other side send so many bytes more.
     pub(super) async fn grant(&self, count: usize) -> io::Result<()> {
         self.granted.set(self.granted.get() + count);

@@ -15,6 +15,7 @@ mod input;
 mod link;
 mod output;
 mod peer;
+mod piece;
 mod registry;
 
 pub(super) use input::start as start_input;

@@ -60,7 +60,7 @@ fn log(bed: &Bed<'_>) {
     for (name, lines) in [("short", 1), ("some", 20_000), ("many", 500_000)] {
         for round in 0..if lines == 1 { 10 } else { 2 } {
             let name = format!("{name}{round}");
-            let container = pod.start(&name, &["seq", "1", &lines.to_string()]);
+            let container = pod.start(&name, &["busybox", "seq", "1", &lines.to_string()]);
             assert_eq!(pod.await_exit(&container).exit_code, 0);
             let expected: String = (1..=lines).map(|n| format!("{n}\n")).collect();
             let found = written(&pod.log(&name));
@@ -112,14 +112,16 @@ fn restarted(bed: &Bed<'_>, signal: &str) {
     pod.remove();
 }
 
-/// Each number follows the one before.
+/// Each number follows the one before. When containerd ends in the very moment in which it has read a
+/// line, the next one gets it again.
 #[track_caller]
 fn check_numbers(pod: &Pod<'_>) {
     let found = written(&pod.log("c"));
-    let count = found.lines().count();
-    let expected: String = (0..count).map(|n| format!("{n}\n")).collect();
-    let odd = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
-    assert!(found == expected, "{count} lines, {odd:?}");
+    let numbers: Vec<i64> = found.lines().map(|line| line.parse().expect(line)).collect();
+    let steps = numbers.windows(2).map(|pair| (pair[0], pair[1] - pair[0]));
+    let odd: Vec<_> = steps.filter(|(_, step)| *step != 1).collect();
+    let again = odd.len() <= 1 && odd.iter().all(|(_, step)| (-1..=0).contains(step));
+    assert!(numbers[0] == 0 && again, "{} lines, {odd:?}", numbers.len());
 }
 
 /// 10 MiB that are written while containerd is down are in the log afterwards, and the container was
@@ -129,7 +131,7 @@ fn containerd_away(bed: &Bed<'_>) {
     let cri = Cri::of(bed.daemon);
     let pod = super::run(&cri, bed, "pod", |_| ());
     let script = format!(
-        "echo 0; while [ ! -e /dev/shm/on ]; do sleep 0.05; done; seq 1 {LINES}; touch /dev/shm/done; \
+        "echo 0; while [ ! -e /dev/shm/on ]; do sleep 0.05; done; busybox seq 1 {LINES}; touch /dev/shm/done; \
          while [ ! -e /dev/shm/end ]; do sleep 0.05; done; exit 4"
     );
     let container = pod.start("c", &["sh", "-c", &script]);
