@@ -34,7 +34,8 @@
 //!               one read a file; stats/; oom.rs: the count of processes killed for lack of memory
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken
 //! reaper.rs     the only wait; spawns the daemon's children; `Watch` keeps exits that precede the pid
-//! rpc/          ttrpc: mod.rs: frames, pure; server.rs; client.rs, blocking.rs: calls; stream.rs
+//! rpc/          ttrpc: mod.rs: frames, pure; server.rs; client.rs, blocking.rs: calls; duplex.rs:
+//!               streams beside the calls; stream.rs, writer.rs: frames in and out
 //! wire/         protobuf messages <-> our types, pure
 //! bundle/       mod.rs: `Bundle`: every file we read or write in one; spec.rs: the config.json fields
 //!               we need

@@ -30,6 +30,7 @@ async fn open(stdout: &str, stderr: &str) -> Result<(ProcessIo, ChildStdio)> {
         namespace: &Namespace::new("ns").unwrap(),
         bundle: Path::new("/tmp/c"),
         reaper: &Reaper::default(),
+        streams: Registry::none(),
         owner: (0, 0),
         policy: config::Io::default(),
         is_confined: false,

@@ -82,12 +82,8 @@ impl Fifos {
 /// What no test asks for otherwise.
 fn plain(reaper: &Reaper) -> Context<'_> {
     static NAMESPACE: LazyLock<Namespace> = LazyLock::new(|| Namespace::new("ns").unwrap());
-    thread_local! {
-        static STREAMS: &'static Rc<Registry> =
-            Box::leak(Box::new(Registry::new("/tests.sock".into())));
-    }
     Context {
-        streams: STREAMS.with(|streams| *streams),
+        streams: Registry::none(),
         id: "c",
         namespace: &NAMESPACE,
         bundle: Path::new("/tmp"),

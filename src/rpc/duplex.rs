@@ -6,25 +6,20 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::io::BufReader;
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::Mutex;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
 use ttrpc::proto::{
     FLAG_NO_DATA, FLAG_REMOTE_CLOSED, MESSAGE_TYPE_DATA, MESSAGE_TYPE_RESPONSE, MessageHeader,
 };
 
 use crate::error::{Error, Result};
-use crate::{rpc, sys};
+use crate::rpc;
+use crate::rpc::writer::Writer;
 
 /// Streams that one connection may have at a time.
 const MOST_STREAMS: usize = 1024;
@@ -49,88 +44,6 @@ pub(crate) enum End {
     Closed,
     /// Its connection is gone, or a side broke the protocol.
     Lost,
-}
-
-/// The writing half of a connection. Frames stay whole also when a writer gives up half-way.
-pub(crate) struct Writer(Mutex<Half>);
-
-struct Half {
-    write: OwnedWriteHalf,
-    /// The end of a frame that whoever began it did not finish.
-    rest: Vec<u8>,
-}
-
-impl Writer {
-    pub(super) fn new(write: OwnedWriteHalf) -> Rc<Self> {
-        Rc::new(Self(Mutex::new(Half { write, rest: Vec::new() })))
-    }
-
-    /// Writes one frame, behind those of earlier callers, however long the other side lets it wait.
-    async fn write(&self, frame: &[u8]) -> io::Result<()> {
-        self.0.lock().await.write(frame).await
-    }
-
-    /// The same with a limit for this frame, at which the connection is ended.
-    pub(super) async fn write_within(&self, limit: Duration, frame: &[u8]) {
-        let mut half = self.0.lock().await;
-        // An error is a peer that hung up: nobody is left to tell.
-        if timeout(limit, half.write(frame)).await.is_err() {
-            log::warn!("a peer did not take its answer within {limit:?}: connection closed");
-            let _ = half.write.shutdown().await; // it may be gone
-        }
-    }
-
-    /// Whether the other side has read all that was written. One that is gone has not.
-    fn is_read(&self) -> bool {
-        let Ok(half) = self.0.try_lock() else { return false };
-        let socket = half.write.as_ref().as_fd();
-        if !half.rest.is_empty() || !sys::socket::unread(socket).is_ok_and(|bytes| bytes == 0) {
-            return false;
-        }
-        // In this order: a socket that is closed unread is first marked as such (POLLHUP), then emptied.
-        let mut ends = [PollFd::new(socket, PollFlags::empty())];
-        poll(&mut ends, PollTimeout::ZERO) == Ok(0)
-    }
-
-    /// Hangs up behind what is to be written.
-    async fn hang_up(self: Rc<Self>) {
-        let _ = self.0.lock().await.write.shutdown().await; // it may be gone
-    }
-}
-
-impl Half {
-    async fn write(&mut self, frame: &[u8]) -> io::Result<()> {
-        let Self { write, rest } = self;
-        while !rest.is_empty() {
-            let written = some(write.write(rest).await?)?;
-            rest.drain(..written);
-        }
-        let mut begun = Begun { write, rest, frame, written: 0 };
-        while begun.written < frame.len() {
-            begun.written += some(begun.write.write(&frame[begun.written..]).await?)?;
-        }
-        Ok(())
-    }
-}
-
-fn some(written: usize) -> io::Result<usize> {
-    if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(written) }
-}
-
-/// A frame that is being written; the next writer ends it if it is dropped before.
-struct Begun<'a> {
-    write: &'a mut OwnedWriteHalf,
-    rest: &'a mut Vec<u8>,
-    frame: &'a [u8],
-    written: usize,
-}
-
-impl Drop for Begun<'_> {
-    fn drop(&mut self) {
-        if self.written > 0 {
-            self.rest.extend(&self.frame[self.written..]);
-        }
-    }
 }
 
 /// The streams of one connection.
@@ -385,4 +298,93 @@ async fn read_all(
         }
     }
     streams.lose();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn run<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async {
+            timeout(Duration::from_secs(30), test).await.expect("a test within 30 s")
+        })
+    }
+
+    /// A connection's writer, and what is at its other end.
+    fn pair() -> (UnixStream, Rc<Writer>, impl Sized) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (read, write) = ours.into_split();
+        (theirs, Writer::new(write), read)
+    }
+
+    /// Notes what it is told.
+    #[derive(Default)]
+    struct Notes(RefCell<Vec<String>>);
+
+    impl Inbound for Notes {
+        fn take(&self, message: Vec<u8>) -> Result<()> {
+            let text = String::from_utf8(message).unwrap();
+            let bad = text == "bad";
+            self.0.borrow_mut().push(text);
+            if bad { Err(Error::Invalid("bad".into())) } else { Ok(()) }
+        }
+
+        fn end(&self, end: End) {
+            self.0.borrow_mut().push(format!("{end:?}"));
+        }
+    }
+
+    #[test]
+    fn each_side_of_a_stream_ends_by_itself() {
+        let frame = |stream_id, flags| MessageHeader {
+            length: 0,
+            stream_id,
+            type_: MESSAGE_TYPE_DATA,
+            flags,
+        };
+        let last = FLAG_REMOTE_CLOSED | FLAG_NO_DATA;
+        run(async {
+            let (_theirs, writer, _read) = pair();
+            let streams = Streams::new(writer);
+            streams.serve_calls();
+            let mut made = Vec::new();
+            for id in [1, 3, 5] {
+                let notes = Rc::new(Notes::default());
+                let mut outbound = None;
+                let make = |out| {
+                    outbound = Some(out);
+                    Ok(notes.clone() as Rc<dyn Inbound>)
+                };
+                streams.open(id, make).map(drop).unwrap();
+                made.push((notes, outbound.unwrap()));
+            }
+            assert!(streams.open(3, |_| unreachable!()).is_err(), "twice the same number");
+
+            streams.deliver(frame(1, 0), Ok(b"a".to_vec())).unwrap();
+            streams.deliver(frame(1, last), Ok(vec![])).unwrap();
+            streams.deliver(frame(1, last), Ok(vec![])).unwrap(); // of no account
+            made[0].1.send(b"still").await.unwrap();
+            made[0].1.close().await.unwrap();
+            made[0].1.close().await.unwrap();
+            assert!(made[0].1.send(b"too late").await.is_err());
+
+            made[1].1.close().await.unwrap();
+            streams.deliver(frame(3, 0), Ok(b"b".to_vec())).unwrap();
+            streams.deliver(frame(3, 0), Ok(b"bad".to_vec())).unwrap_err();
+            streams.deliver(frame(3, 0), Ok(b"c".to_vec())).unwrap_err();
+            streams.deliver(frame(7, 0), Ok(b"d".to_vec())).unwrap_err();
+            streams.deliver(frame(7, last), Ok(vec![])).unwrap();
+            streams.lose();
+            assert!(streams.is_empty() && made[2].1.send(b"lost").await.is_err());
+
+            let notes = made.iter().map(|(notes, _)| notes.0.borrow().join(" "));
+            assert_eq!(notes.collect::<Vec<_>>(), ["a Closed", "b bad Lost", "Lost"]);
+        });
+    }
 }

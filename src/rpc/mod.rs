@@ -11,6 +11,7 @@ pub(crate) mod client;
 pub(crate) mod duplex;
 pub(crate) mod server;
 mod stream;
+mod writer;
 
 use std::time::Duration;
 

@@ -24,7 +24,8 @@ use ttrpc::proto::{
 };
 
 use crate::error::{Error, Result};
-use crate::rpc::duplex::{End, Inbound, Outbound, Streams, Writer};
+use crate::rpc::duplex::{End, Inbound, Outbound, Streams};
+use crate::rpc::writer::Writer;
 use crate::rpc::{self, stream};
 use crate::socket::peer_uid;
 

@@ -64,6 +64,7 @@ impl Bed {
             namespace: &NAMESPACE,
             bundle: self.directory.path(),
             reaper: &self.reaper,
+            streams: crate::io::Registry::none(),
             owner: (0, 0),
             policy: config::Io::default(),
             is_confined: false,

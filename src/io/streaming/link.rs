@@ -210,3 +210,91 @@ impl Inbound for Link {
         self.changed.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::rpc::duplex;
+
+    fn data(bytes: &[u8]) -> Vec<u8> {
+        [streaming::data_head(bytes.len()), bytes.to_vec()].concat()
+    }
+
+    /// A link on a connection that nobody reads.
+    async fn link(directory: &std::path::Path) -> (Rc<Link>, impl Sized) {
+        let path = directory.join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut made = None;
+        let make = |out| {
+            let link = Link::new(out);
+            made = Some(link.clone());
+            Ok(link as Rc<dyn Inbound>)
+        };
+        let reading = duplex::connect(&path, ("s", "m"), make, |_| ()).await.unwrap();
+        (made.unwrap(), (listener, reading))
+    }
+
+    fn run<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, test)
+    }
+
+    #[test]
+    fn windows_are_kept_by_both_sides() {
+        let directory = tempfile::tempdir().unwrap();
+        run(async {
+            let (link, _connection) = link(directory.path()).await;
+            assert!(link.take(data(b"x")).is_err(), "nothing was granted");
+            link.grant(10).await.unwrap();
+            for part in [&b"abc"[..], b"", b"defg"] {
+                link.take(data(part)).unwrap();
+            }
+            assert!(link.take(data(b"hijk")).is_err(), "3 bytes are left");
+            link.take(data(b"hij")).unwrap();
+            let mut all = Vec::new();
+            while let Some(bytes) = link.oldest().map(|bytes| bytes[..1].to_vec()) {
+                all.extend(bytes);
+                link.consumed(1);
+            }
+            assert_eq!(all, b"abcdefghij");
+
+            assert_eq!(link.window(), 0);
+            for update in [5, i32::MAX as u32, i32::MAX as u32] {
+                link.take(streaming::window(update)).unwrap();
+            }
+            assert_eq!(link.window(), i32::MAX as usize);
+            let mut buffer = vec![0; ROOM + 7];
+            link.send(&mut buffer, ROOM, 7).await.unwrap();
+            assert_eq!(link.window(), i32::MAX as usize - 7);
+            link.take(streaming::ack()).unwrap();
+            assert!(link.is_acknowledged() && link.take(streaming::init("x")).is_err());
+        });
+    }
+
+    #[test]
+    fn single_bytes_take_the_room_of_few_messages() {
+        let directory = tempfile::tempdir().unwrap();
+        run(async {
+            let (link, _connection) = link(directory.path()).await;
+            link.grant(WINDOW).await.unwrap();
+            for n in 0..WINDOW {
+                link.take(data(&[(n % 251) as u8])).unwrap();
+            }
+            let pieces = link.queue.borrow().len();
+            assert!(pieces <= WINDOW / JOINED * 2, "{pieces} messages");
+            let mut next = 0;
+            while let Some(count) = link.oldest().map(|bytes| {
+                assert!(
+                    bytes.iter().copied().eq((next..).map(|n| (n % 251) as u8).take(bytes.len()))
+                );
+                bytes.len()
+            }) {
+                link.consumed(count);
+                next += count;
+            }
+            assert_eq!(next, WINDOW);
+        });
+    }
+}

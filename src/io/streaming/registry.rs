@@ -49,6 +49,14 @@ impl Registry {
         Rc::new(Self { socket, ports: RefCell::default() })
     }
 
+    /// One for tests that have no streams.
+    #[cfg(test)]
+    pub(in crate::io) fn none() -> &'static Rc<Self> {
+        thread_local!(static NONE: &'static Rc<Registry> =
+            Box::leak(Box::new(Registry::new("/tests.sock".into()))));
+        NONE.with(|none| *none)
+    }
+
     /// Whether a URI with this socket means this daemon. containerd's client puts a slash more in
     /// front of it, and its state directory may have two names.
     pub(super) fn is_at(&self, socket: &Path) -> bool {

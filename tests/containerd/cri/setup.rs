@@ -55,7 +55,8 @@ fn write_spilling(dir: &Path) -> &'static str {
     fs::write(&file, "[io]\nspill = \"64MiB\"\n").unwrap();
     let program = bin.join("containerd-shim-berthspill-v1");
     let file = file.display();
-    let script = format!("#!/bin/sh\nBERTH_CONF_FILE={file} exec containerd-shim-berth-v1 \"$@\"\n");
+    let script =
+        format!("#!/bin/sh\nBERTH_CONF_FILE={file} exec containerd-shim-berth-v1 \"$@\"\n");
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     "io.containerd.berthspill.v1"

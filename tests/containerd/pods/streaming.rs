@@ -65,7 +65,12 @@ fn log(bed: &Bed<'_>) {
             let expected: String = (1..=lines).map(|n| format!("{n}\n")).collect();
             let found = written(&pod.log(&name));
             let last = || found.lines().last().unwrap_or_default().to_owned();
-            assert!(found == expected, "{name}: {} bytes, the last line is {:?}", found.len(), last());
+            assert!(
+                found == expected,
+                "{name}: {} bytes, the last line is {:?}",
+                found.len(),
+                last()
+            );
         }
     }
     pod.remove();
@@ -98,7 +103,8 @@ fn containerd_terminated(bed: &Bed<'_>) {
 fn restarted(bed: &Bed<'_>, signal: &str) {
     let cri = Cri::of(bed.daemon);
     let pod = super::run(&cri, bed, "pod", |_| ());
-    let script = "i=0; while [ ! -e /dev/shm/end ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 4";
+    let script =
+        "i=0; while [ ! -e /dev/shm/end ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 4";
     let container = pod.start_with("c", &["sh", "-c", script], |config| config.stdin = true);
     command::until("it writes", || (written(&pod.log("c")).len() > 50).then_some(()));
     bed.restart(signal, || thread::sleep(Duration::from_secs(1)));
@@ -136,9 +142,10 @@ fn containerd_away(bed: &Bed<'_>) {
     );
     let container = pod.start("c", &["sh", "-c", &script]);
     command::until("it writes", || (written(&pod.log("c")) == "0\n").then_some(()));
-    let root = pod.processes().into_iter().find(|process| {
-        process.mentions(&container) && process.mentions("/dev/shm/on")
-    });
+    let root = pod
+        .processes()
+        .into_iter()
+        .find(|process| process.mentions(&container) && process.mentions("/dev/shm/on"));
     let shm = format!("/proc/{}/root/dev/shm", root.expect("the container runs").pid);
     bed.restart("KILL", || {
         fs::write(format!("{shm}/on"), "").unwrap();

@@ -1,0 +1,159 @@
+//! The writing half of a connection.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use crate::sys;
+
+/// The writing half of a connection. Frames stay whole also when a writer gives up half-way.
+pub(crate) struct Writer(Mutex<Half>);
+
+struct Half {
+    write: OwnedWriteHalf,
+    /// The end of a frame that whoever began it did not finish.
+    rest: Vec<u8>,
+}
+
+impl Writer {
+    pub(super) fn new(write: OwnedWriteHalf) -> Rc<Self> {
+        Rc::new(Self(Mutex::new(Half { write, rest: Vec::new() })))
+    }
+
+    /// Writes one frame, behind those of earlier callers, however long the other side lets it wait.
+    pub(super) async fn write(&self, frame: &[u8]) -> io::Result<()> {
+        self.0.lock().await.write(frame).await
+    }
+
+    /// The same with a limit for this frame, at which the connection is ended.
+    pub(super) async fn write_within(&self, limit: Duration, frame: &[u8]) {
+        let mut half = self.0.lock().await;
+        // An error is a peer that hung up: nobody is left to tell.
+        if timeout(limit, half.write(frame)).await.is_err() {
+            log::warn!("a peer did not take its answer within {limit:?}: connection closed");
+            let _ = half.write.shutdown().await; // it may be gone
+        }
+    }
+
+    /// Whether the other side has read all that was written. One that is gone has not.
+    pub(super) fn is_read(&self) -> bool {
+        let Ok(half) = self.0.try_lock() else { return false };
+        let socket = half.write.as_ref().as_fd();
+        if !half.rest.is_empty() || !sys::socket::unread(socket).is_ok_and(|bytes| bytes == 0) {
+            return false;
+        }
+        // In this order: a socket that is closed unread is first marked as such (POLLHUP), then emptied.
+        let mut ends = [PollFd::new(socket, PollFlags::empty())];
+        poll(&mut ends, PollTimeout::ZERO) == Ok(0)
+    }
+
+    /// Hangs up behind what is to be written.
+    pub(super) async fn hang_up(self: Rc<Self>) {
+        let _ = self.0.lock().await.write.shutdown().await; // it may be gone
+    }
+}
+
+impl Half {
+    async fn write(&mut self, frame: &[u8]) -> io::Result<()> {
+        let Self { write, rest } = self;
+        while !rest.is_empty() {
+            let written = some(write.write(rest).await?)?;
+            rest.drain(..written);
+        }
+        let mut begun = Begun { write, rest, frame, written: 0 };
+        while begun.written < frame.len() {
+            begun.written += some(begun.write.write(&frame[begun.written..]).await?)?;
+        }
+        Ok(())
+    }
+}
+
+fn some(written: usize) -> io::Result<usize> {
+    if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(written) }
+}
+
+/// A frame that is being written; the next writer ends it if it is dropped before.
+struct Begun<'a> {
+    write: &'a mut OwnedWriteHalf,
+    rest: &'a mut Vec<u8>,
+    frame: &'a [u8],
+    written: usize,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if self.written > 0 {
+            self.rest.extend(&self.frame[self.written..]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    fn run<T>(test: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async {
+            timeout(Duration::from_secs(30), test).await.expect("a test within 30 s")
+        })
+    }
+
+    /// A connection's writer, and what is at its other end.
+    fn pair() -> (UnixStream, Rc<Writer>, impl Sized) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (read, write) = ours.into_split();
+        (theirs, Writer::new(write), read)
+    }
+
+    #[test]
+    fn a_frame_that_is_given_up_half_way_is_ended_by_the_next() {
+        run(async {
+            let (mut theirs, writer, _read) = pair();
+            let large = vec![b'a'; 4 << 20];
+            let given_up = timeout(Duration::from_millis(50), writer.write(&large)).await;
+            assert!(given_up.is_err(), "4 MiB are more than a socket holds");
+            assert!(!writer.is_read());
+            // One that has not begun leaves nothing.
+            let _ = timeout(Duration::from_millis(10), writer.write(b"nothing")).await;
+            let reader = tokio::task::spawn_local(async move {
+                let mut all = Vec::new();
+                theirs.read_to_end(&mut all).await.unwrap();
+                all
+            });
+            writer.write(b"next").await.unwrap();
+            while !writer.is_read() {
+                tokio::task::yield_now().await;
+            }
+            writer.hang_up().await;
+            let all = reader.await.unwrap();
+            assert_eq!(all.len(), large.len() + 4);
+            assert!(all.ends_with(b"anext"));
+        });
+    }
+
+    #[test]
+    fn what_was_not_read_is_not_read_when_the_other_side_is_gone() {
+        run(async {
+            let (mut theirs, writer, _read) = pair();
+            writer.write(b"one").await.unwrap();
+            assert!(!writer.is_read());
+            theirs.read_exact(&mut [0; 3]).await.unwrap();
+            assert!(writer.is_read());
+            writer.write(b"two").await.unwrap();
+            drop(theirs);
+            assert!(!writer.is_read());
+        });
+    }
+}
