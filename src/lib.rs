@@ -29,7 +29,8 @@
 //!               pipe.rs console.rs: what is opened; holders.rs: who keeps a stream open; task.rs,
 //!               clock.rs: the event loop's part; driver.rs: what takes output in place of a FIFO:
 //!               logger.rs, logger/: programs, kept alive; log_file.rs, rotation.rs: files; journal.rs;
-//!               drain.rs: their thread; format.rs: lines and records, pure
+//!               drain.rs: their thread; format.rs: lines and records, pure; streaming/: streams that
+//!               clients open here, and berth elsewhere
 //! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`; kill.rs; tree.rs: pids, remove; file.rs:
 //!               one read a file; stats/; oom.rs: the count of processes killed for lack of memory
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken
@@ -62,7 +63,8 @@
 //! Start   turn -> runtime.start -> Running -> /tasks/start -> end of turn
 //! StartSandbox files -> state file -> cgroup -> a holder makes the namespaces -> watch.claim(pid)
 //!         -> its cgroup -> it gives up its rights -> Ready; its exit is the sandbox's
-//! exit    SIGCHLD -> reaper -> dead -> turn (2 s at most) -> exec processes ended -> /tasks/oom if one was due
+//! exit    SIGCHLD -> reaper -> dead -> turn (2 s at most) -> exec processes ended -> readers of
+//!         its streams (not FIFOs) have all -> /tasks/oom if one was due
 //!         -> Stopped, every Wait, /tasks/exit
 //! Delete  drain streams (10 s) -> runtime.delete -> unmount -> /tasks/delete -> forget
 //! ```
