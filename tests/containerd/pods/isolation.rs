@@ -11,7 +11,7 @@ use crate::cri::messages::{
     UNCONFINED,
 };
 use crate::cri::{Cri, Pod};
-use crate::{Case, Shim, command, pod};
+use crate::{Case, command, pod};
 
 pub(crate) const CASES: &[Case] = &[
     pod("pod-namespaces", namespaces),

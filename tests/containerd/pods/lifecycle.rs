@@ -9,7 +9,7 @@ use crate::cri::messages::{
     UpdateContainerResourcesRequest,
 };
 use crate::cri::{Cri, Pod, owned};
-use crate::{Case, Shim, command, pod};
+use crate::{Case, command, pod};
 
 pub(crate) const CASES: &[Case] = &[
     pod("pod-lifecycle", lifecycle),
