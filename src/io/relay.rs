@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use super::backlog::{Backlog, Keep, LEAST};
 use super::clock::Clock;
 use super::end::{End, poll_now};
-use super::pipe::{LARGE, enlarge};
+use super::pipe::{LARGE, capacity, enlarge};
 use crate::sys::pipe::unread;
 
 /// The buffer of one read and write, in bytes: more than a terminal ever hands out at once.
@@ -119,10 +119,9 @@ impl Relay {
                 Burst::End => return Ok(()),
                 Burst::More => tokio::task::yield_now().await,
                 Burst::Blocked(_) => {
-                    if self.overflows()? && self.store().await? == Burst::End {
-                        return Ok(());
-                    }
-                    if self.settle().await? == Burst::End {
+                    let overflows = self.overflows()?;
+                    let next = if overflows { self.store().await? } else { self.settle().await? };
+                    if next == Burst::End {
                         return Ok(());
                     }
                 }
@@ -261,9 +260,11 @@ impl Relay {
             enlarge(&self.sink, buffer.min(LARGE));
             return Ok(false); // there may be room now
         }
-        // Not what it can hold: a page that was moved into it takes the room of a full one.
+        // Not what it can hold: a page that was moved into it takes the room of a full one. What the
+        // source's own pipe holds is enough of a busy stream, and nothing is copied.
         let missing = buffer.saturating_sub(unread(self.sink.as_fd())?);
-        self.waits = keep.policy.is_kept_by_a_fifo() && missing < LEAST;
+        let enough = capacity(&self.source).max(LEAST);
+        self.waits = keep.policy.is_kept_by_a_fifo() && missing < enough;
         Ok(!self.waits)
     }
 
