@@ -41,6 +41,15 @@ struct Process {
     apparmor_profile: String,
     #[serde(deserialize_with = "null_is_default")]
     selinux_label: String,
+    #[serde(deserialize_with = "null_is_default")]
+    capabilities: Capabilities,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Capabilities {
+    #[serde(deserialize_with = "null_is_default")]
+    bounding: Vec<String>,
 }
 
 /// One mount of a container.
@@ -134,12 +143,14 @@ impl Spec {
     /// Whether nobody can write where the init process writes after its end, and the host's security
     /// modules look at nothing but file modes: an AppArmor profile or SELinux label of a container
     /// covers pipes, but most often not a FIFO of the host, and in a user namespace a FIFO has another
-    /// owner.
+    /// owner. Whoever may open files by handle needs no more than a descriptor on the host's file system.
     pub(crate) fn is_confined(&self) -> bool {
         let labelled =
             !self.process.apparmor_profile.is_empty() || !self.process.selinux_label.is_empty();
         let user = self.linux.namespaces.iter().any(|space| space.kind == "user");
-        self.has_own_pid_namespace() && !labelled && !user
+        let opens_handles =
+            self.process.capabilities.bounding.iter().any(|name| name == "CAP_DAC_READ_SEARCH");
+        self.has_own_pid_namespace() && !labelled && !user && !opens_handles
     }
 
     /// Whether `cgroupsPath` is of systemd's form `slice:prefix:name`, which only the systemd
@@ -205,6 +216,13 @@ mod tests {
             ("null", format!(r#"{{{own},"process":{{"apparmorProfile":null}}}}"#), true),
             ("host's PID namespace", r#"{"linux":{}}"#.into(), false),
             ("AppArmor", format!(r#"{{{own},"process":{{"apparmorProfile":"p"}}}}"#), false),
+            (
+                "opens files by handle",
+                format!(
+                    r#"{{{own},"process":{{"capabilities":{{"bounding":["CAP_DAC_READ_SEARCH"]}}}}}}"#
+                ),
+                false,
+            ),
             ("SELinux", format!(r#"{{{own},"process":{{"selinuxLabel":"l"}}}}"#), false),
             (
                 "user namespace",

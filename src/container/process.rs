@@ -235,6 +235,9 @@ impl Process {
         let Some(io) = self.io() else { return Ok(()) };
         let began = Instant::now();
         let drained = io.drained(deadline).await;
+        for (stream, bytes) in io.abandoned(deadline).await {
+            log::warn!("nobody has {stream} of {:?} open: {bytes} bytes are lost", self.name);
+        }
         io.close();
         self.io.take();
         match drained {

@@ -1,12 +1,13 @@
 //! The FIFOs that containerd's clients make for a process's streams: opening them without ever
 //! waiting for the other side, and leaving them so that the other side gets everything.
 
+use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
@@ -71,9 +72,12 @@ pub(super) fn half(both: impl AsFd, direction: Direction) -> io::Result<OwnedFd>
 /// restarts. Closing a FIFO that nobody else has open would destroy what is in it and leave a
 /// later opener waiting for ever, so berth's end stays open until a reader has come and has taken it
 /// all: one that goes before leaves the rest to the next.
-pub(super) async fn leave(reader: impl AsFd) -> io::Result<()> {
-    let writer = half(&reader, Direction::Out)?;
+///
+/// Until then `rest` is the writing end, for [`abandoned`].
+pub(super) async fn leave(reader: impl AsFd, rest: &Rest) -> io::Result<()> {
+    let writer = Rc::new(half(&reader, Direction::Out)?);
     drop(reader); // from here on, the readers are the others
+    rest.replace(Rc::downgrade(&writer));
     if is_taken(&writer)? {
         return Ok(());
     }
@@ -88,14 +92,28 @@ pub(super) async fn leave(reader: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// A FIFO that berth is about to leave.
+pub(super) type Rest = RefCell<Weak<OwnedFd>>;
+
+/// How many bytes would be lost if berth closed the FIFO now: nobody has it open to read.
+pub(super) fn abandoned(rest: &Rest) -> usize {
+    let Some(writer) = rest.borrow().upgrade() else { return 0 };
+    match has_reader(&writer) {
+        Ok(false) => sys::pipe::unread(writer.as_fd()).unwrap_or_default(),
+        _ => 0,
+    }
+}
+
 /// Whether somebody has the FIFO open for reading, and nothing is left to read.
-///
-/// poll(2) reports an error on a pipe's write end when no read end is open.
 fn is_taken(writer: &OwnedFd) -> io::Result<bool> {
+    Ok(has_reader(writer)? && sys::pipe::unread(writer.as_fd())? == 0)
+}
+
+/// poll(2) reports an error on a pipe's write end when no read end is open.
+fn has_reader(writer: &OwnedFd) -> io::Result<bool> {
     let mut ends = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
     poll_now(&mut ends)?;
-    let no_reader = ends[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR));
-    Ok(!no_reader && sys::pipe::unread(writer.as_fd())? == 0)
+    Ok(!ends[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR)))
 }
 
 /// Tells when anyone has opened, read or closed a file: no timer, no polling.

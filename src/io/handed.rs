@@ -63,7 +63,7 @@ impl Handed {
         ended.wait().await;
         drop(writer);
         output.finish();
-        if let Err(error) = fifo::leave(reader).await {
+        if let Err(error) = fifo::leave(reader, output.rest()).await {
             log::warn!("cannot wait for a reader of {}: {error}", output.stream().name());
         }
     }

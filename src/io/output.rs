@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::backlog::Keep;
 use super::end::{End, poll_now};
-use super::fifo::{self, Direction, Opened};
+use super::fifo::{self, Direction, Opened, Rest};
 use super::holders::{Undrained, Who, others};
 use super::relay::{Mode, Relay};
 use super::task::Flag;
@@ -37,6 +37,7 @@ pub(super) struct Output {
     dropped: Rc<Cell<u64>>,
     restarts: Cell<u32>,
     taking: RefCell<Option<Rc<Taking>>>,
+    rest: Rest,
 }
 
 /// A reader that has to be waited for when the process has ended, since it is told of the end by other
@@ -77,6 +78,7 @@ impl Output {
             dropped: Rc::default(),
             restarts: Cell::default(),
             taking: RefCell::default(),
+            rest: Rest::default(),
         })
     }
 
@@ -113,6 +115,11 @@ impl Output {
     /// Whether [`Output::finish`] was called.
     pub(super) fn is_finished(&self) -> bool {
         self.moved.get()
+    }
+
+    /// Its FIFO, once it is finished and until a reader has taken all that is in it.
+    pub(super) fn rest(&self) -> &Rest {
+        &self.rest
     }
 
     /// Bytes that were dropped because nobody took them.
@@ -255,7 +262,7 @@ impl OutputRelay {
         drop(source);
         self.output.finish();
         if self.fifo {
-            if let Err(error) = fifo::leave(sink).await {
+            if let Err(error) = fifo::leave(sink, &self.output.rest).await {
                 log::warn!("cannot wait for a reader of {stream}: {error}");
             }
         }

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::rc::{Rc, Weak};
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Duration, Instant, sleep, timeout_at};
 
 use super::driver::{self, Feed};
 use super::end::End;
-use super::fifo::Direction;
+use super::fifo::{self, Direction};
 use super::handed::Handed;
 use super::holders::Undrained;
 use super::input::Source;
@@ -22,6 +22,11 @@ use super::uri::{FileTarget, Format, Target};
 use super::{Context, StdioSpec, Stream};
 use crate::error::{Error, Result};
 use crate::sys;
+
+/// How long a reader may take that closes a FIFO to open it again.
+const RETURN: Duration = Duration::from_millis(100);
+/// Between two looks for it.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The descriptors 0, 1 and 2 of the runtime's command, blocking. Drop them once it runs: a
 /// stream ends when its last writer is gone.
@@ -213,6 +218,22 @@ impl ProcessIo {
     pub(crate) async fn taken(&self) {
         for output in &self.outputs {
             output.taken().await;
+        }
+    }
+
+    /// Waits a moment, not past `deadline`, for readers of FIFOs that nobody has open and that still have
+    /// bytes: a reader may be about to open one again. Returns what is then to be lost by
+    /// [`ProcessIo::close`], by the stream's name.
+    pub(crate) async fn abandoned(&self, deadline: Instant) -> Vec<(&'static str, usize)> {
+        let until = deadline.min(Instant::now() + RETURN);
+        loop {
+            let of = |output: &Rc<Output>| (output.stream().name(), fifo::abandoned(output.rest()));
+            let left: Vec<_> =
+                self.outputs.iter().map(of).filter(|(_, bytes)| *bytes > 0).collect();
+            if left.is_empty() || Instant::now() >= until {
+                return left;
+            }
+            sleep(LOOK_AGAIN).await;
         }
     }
 

@@ -268,7 +268,7 @@ pub(crate) async fn connect<F: Fn(Error) + 'static>(
     let streams = Streams::new(writer.clone());
     streams.open(ID, make)?;
     let frame = rpc::stream_request(ID, method)?;
-    writer.write(&frame).await.map_err(Error::io("write to", path))?;
+    let _ = writer.write(&frame).await; // a server that has refused already says why
     Ok(Box::pin(read_all(BufReader::new(read), streams, failed)))
 }
 

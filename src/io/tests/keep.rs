@@ -310,3 +310,40 @@ fn input_may_be_closed_while_it_streams() {
         process.wait().unwrap();
     });
 }
+
+#[test]
+fn a_reader_that_is_about_to_come_back_is_waited_for() {
+    for (name, is_confined) in [("handed over", true), ("relayed", false)] {
+        run(async {
+            let fifos = Fifos::new();
+            let (io, child) = opened(&fifos, policy(MIB, 0, OnFull::Block), is_confined).await;
+            let first = fifos.client(OpenOptions::new().read(true), "stdout").unwrap();
+            joined(writer(child.stdout, MIB / 2)).await;
+            io.drained(in_ms(5000)).await.unwrap();
+            assert_eq!(io.abandoned(in_ms(5000)).await, [], "{name}: it has the FIFO open");
+            drop(first);
+            let path = fifos.path("stdout");
+            let second = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(30));
+                let mut bytes = Vec::new();
+                File::open(path).unwrap().read_to_end(&mut bytes).unwrap();
+                bytes
+            });
+            let abandoned = io.abandoned(in_ms(5000)).await;
+            io.close();
+            let bytes = joined(second).await;
+            assert_eq!((abandoned, bytes.len()), (vec![], MIB / 2), "{name}");
+        });
+    }
+}
+
+#[test]
+fn what_is_lost_with_a_fifo_is_known() {
+    run(async {
+        let fifos = Fifos::new();
+        let (io, child) = opened(&fifos, policy(MIB, 0, OnFull::Block), true).await;
+        joined(writer(child.stdout, 5000)).await;
+        io.drained(in_ms(5000)).await.unwrap();
+        assert_eq!(io.abandoned(in_ms(5000)).await, [("stdout", 5000)]);
+    });
+}
