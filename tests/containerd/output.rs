@@ -204,7 +204,7 @@ fn check_log(log: &Path, streams: &[&str]) {
         let ended = streams.len() > 1 || tail.contains(&format!(" F {last}\n"));
         (ended && text.lines().count() as u64 >= LINES * streams.len() as u64).then_some(())
     });
-    assert!(complete.is_some(), "{} lines", text.lines().count());
+    assert!(complete.is_some(), "{}: {} lines", log.display(), text.lines().count());
     for stream in streams {
         let mut next = 1;
         let mark = format!(" {stream} F ");
@@ -222,9 +222,16 @@ fn check_log(log: &Path, streams: &[&str]) {
 fn in_pod_log(bed: &Bed<'_>) {
     let cri = Cri::of(bed.daemon);
     let pod = cri.run(bed.shim.handler(), &bed.name("pod"), |_| ());
-    let script = format!("busybox seq 1 {LINES} & busybox seq 1 {LINES} >&2; wait");
+    let mut script = format!("busybox seq 1 {LINES} & busybox seq 1 {LINES} >&2; wait");
+    // The plugin of 1.6 does not always read on when a container has ended, whatever the shim.
+    let stays = bed.daemon.version == "1.6";
+    if stays {
+        script.push_str("; exec sleep 1000");
+    }
     let container = pod.start("c", &["sh", "-c", &script]);
-    assert_eq!(pod.await_exit(&container).exit_code, 0);
+    if !stays {
+        assert_eq!(pod.await_exit(&container).exit_code, 0);
+    }
     check_log(&pod.log("c"), &["stdout", "stderr"]);
     pod.remove();
 }
@@ -272,9 +279,10 @@ fn while_containerd_is_down(bed: &Bed<'_>) {
 
     for ((pod, container), root) in pods.iter().zip(&containers).zip(&roots) {
         command::until("the output is taken", || root.join("done").exists().then_some(()));
+        // containerd 1.6 stops reading at the end of a container that is older than itself.
+        check_log(&pod.log("c"), &["stdout"]);
         fs::write(root.join("end"), "").unwrap();
         assert_eq!(pod.await_exit(container).exit_code, 0);
-        check_log(&pod.log("c"), &["stdout"]);
     }
     pods.into_iter().for_each(Pod::remove);
     host::remove_namespace(NAMESPACE);
