@@ -104,6 +104,15 @@ pub(super) fn abandoned(rest: &Rest) -> usize {
     }
 }
 
+/// How many bytes a reader that has the FIFO open has still to take; `None` unless berth is leaving.
+pub(super) fn awaited(rest: &Rest) -> Option<usize> {
+    let writer = rest.borrow().upgrade()?;
+    match has_reader(&writer) {
+        Ok(true) => sys::pipe::unread(writer.as_fd()).ok(),
+        _ => Some(0),
+    }
+}
+
 /// Whether somebody has the FIFO open for reading, and nothing is left to read.
 fn is_taken(writer: &OwnedFd) -> io::Result<bool> {
     Ok(has_reader(writer)? && sys::pipe::unread(writer.as_fd())? == 0)

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 
 /// What berth holds of such a FIFO.
 pub(super) struct Handed {
-    reader: OwnedFd,
+    reader: Rc<OwnedFd>,
     writer: OwnedFd,
     output: Rc<Output>,
 }
@@ -43,10 +43,10 @@ impl Handed {
         if !is_wanted(&opened, context).map_err(failed)? {
             return Ok(Err(opened));
         }
-        let reader = fifo::half(&opened.fd, Direction::In).map_err(failed)?;
+        let reader = Rc::new(fifo::half(&opened.fd, Direction::In).map_err(failed)?);
         let theirs = blocking_writer(&opened.fd).map_err(failed)?;
         let writer = theirs.try_clone().map_err(failed)?;
-        let taker = Taker::Sink(Weak::new());
+        let taker = Taker::Sink(Rc::downgrade(&reader));
         let output = Output::new(stream, Weak::new(), taker, changed.clone());
         Ok(Ok((theirs, Self { reader, writer, output })))
     }

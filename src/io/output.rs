@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::backlog::Keep;
 use super::end::{End, poll_now};
@@ -19,11 +19,18 @@ use super::relay::{Mode, Relay};
 use super::task::Flag;
 use super::{Context, Stream};
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// How long a reader that is there may take nothing before the news that the process has ended.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long one may be away.
 const AWAY: Duration = Duration::from_secs(120);
+/// How long the reader of a FIFO may take nothing, after the end of its process.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long it may take to take the rest.
+const LAST: Duration = Duration::from_secs(1);
+/// Between two looks: nothing tells that a FIFO is empty.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// What the outside knows of an output. The descriptors belong to whoever moves the bytes, and close
 /// with it.
@@ -87,10 +94,13 @@ impl Output {
         self.taking.replace(Some(taking.clone()));
     }
 
-    /// Resolves when a reader that has to be waited for has everything, or has taken nothing for
-    /// [`IDLE`], or has not come back for [`AWAY`].
+    /// Resolves when the reader of a stream has everything, or has taken nothing for [`IDLE`], or has
+    /// not come back for [`AWAY`]; when that of a FIFO has, or has taken nothing for [`PAUSE`], or
+    /// [`LAST`] is over.
     pub(super) async fn taken(&self) {
-        let Some(taking) = self.taking.borrow().clone() else { return };
+        let Some(taking) = self.taking.borrow().clone() else {
+            return self.taken_from_fifo().await;
+        };
         loop {
             let state = || (taking.progress.get(), taking.is_away.get());
             let before = state();
@@ -99,6 +109,34 @@ impl Output {
                 return;
             }
         }
+    }
+
+    async fn taken_from_fifo(&self) {
+        let began = Instant::now();
+        let (mut before, mut at) = (0, began);
+        loop {
+            let untaken = self.untaken();
+            if untaken != before {
+                (before, at) = (untaken, Instant::now());
+            }
+            if untaken == 0 || at.elapsed() >= PAUSE || began.elapsed() >= LAST {
+                return;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Bytes on their way to a reader that is there, as far as they are in pipes.
+    fn untaken(&self) -> usize {
+        let Taker::Sink(sink) = &self.taker else { return 0 };
+        if let Some(bytes) = fifo::awaited(&self.rest) {
+            return bytes;
+        }
+        let unread = |pipe: &Weak<OwnedFd>| {
+            let pipe = pipe.upgrade();
+            pipe.map_or(0, |pipe| sys::pipe::unread(pipe.as_fd()).unwrap_or_default())
+        };
+        unread(&self.source) + unread(sink)
     }
 
     /// Its name.

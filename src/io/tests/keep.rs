@@ -347,3 +347,42 @@ fn what_is_lost_with_a_fifo_is_known() {
         assert_eq!(io.abandoned(in_ms(5000)).await, [("stdout", 5000)]);
     });
 }
+
+#[test]
+fn the_end_of_a_process_waits_for_a_reader_that_reads() {
+    let cases = [
+        ("nobody", None, 0..90, false),
+        ("one that has stopped", Some(0), 90..400, false),
+        ("one that reads", Some(24), 1..900, true),
+    ];
+    for is_confined in [true, false] {
+        for (name, blocks, expected, empty) in cases.clone() {
+            run(async {
+                let fifos = Fifos::new();
+                let (io, child) = opened(&fifos, policy(MIB, 0, OnFull::Block), is_confined).await;
+                let client = || fifos.client(OpenOptions::new().read(true), "stdout").unwrap();
+                let reader = blocks.map(|_| client());
+                joined(writer(child.stdout, 600_000)).await;
+                io.process_ended();
+                let reader = reader.map(|mut fifo| {
+                    std::thread::spawn(move || {
+                        let mut block = vec![0; 25_000];
+                        for _ in 0..blocks.unwrap() {
+                            std::thread::sleep(Duration::from_millis(10));
+                            let _ = fifo.read(&mut block);
+                        }
+                        fifo
+                    })
+                });
+                let began = Instant::now();
+                io.taken().await;
+                let took = u32::try_from(began.elapsed().as_millis()).unwrap();
+                assert!(expected.contains(&took), "{name}, {is_confined}: {took} ms");
+                if let Some(reader) = reader {
+                    let left = sys::pipe::unread(joined(reader).await.as_fd()).unwrap();
+                    assert_eq!(left == 0, empty, "{name}, {is_confined}: {left} left");
+                }
+            });
+        }
+    }
+}
