@@ -99,8 +99,15 @@ fn output_for_a_reader_that_is_gone_for_good_does_not_fail_delete() {
         shim.start("c", "").unwrap();
         let waits =
             |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
-        let full =
+        let blocked =
             || host.processes().iter().any(|process| waits(process.pid).contains("pipe_write"));
+        // Both grow first, and it is blocked now and then until they have.
+        let full = || {
+            (0..30).all(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                blocked()
+            })
+        };
         eventually("pipe and FIFO to be full", || full().then_some(()));
         if !reads {
             drop(reader);
