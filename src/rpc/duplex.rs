@@ -222,18 +222,20 @@ impl Outbound {
         self.write(&frame).await
     }
 
-    /// Says that this side sends no more.
+    /// Says that this side sends no more. When it is dropped before it returns, that is still to be said.
     ///
     /// # Errors
     /// As [`Outbound::write`].
     pub(crate) async fn close(&self) -> io::Result<()> {
         let Some(streams) = self.streams.upgrade() else { return Ok(()) };
-        if !streams.end_outbound(self.id) {
+        if !streams.sends(self.id) {
             return Ok(());
         }
         let flags = FLAG_REMOTE_CLOSED | FLAG_NO_DATA;
         let written = self.writer.write(&header(self.id, MESSAGE_TYPE_DATA, flags, 0)).await;
-        streams.hang_up_if_done();
+        if streams.end_outbound(self.id) {
+            streams.hang_up_if_done();
+        }
         written
     }
 
@@ -304,6 +306,7 @@ async fn read_all(
 mod tests {
     use std::time::Duration;
 
+    use tokio::io::AsyncReadExt;
     use tokio::time::timeout;
 
     use super::*;
@@ -385,6 +388,30 @@ mod tests {
 
             let notes = made.iter().map(|(notes, _)| notes.0.borrow().join(" "));
             assert_eq!(notes.collect::<Vec<_>>(), ["a Closed", "b bad Lost", "Lost"]);
+        });
+    }
+
+    #[test]
+    fn an_end_that_nobody_waits_for_is_told_all_the_same() {
+        run(async {
+            let (mut theirs, writer, _read) = pair();
+            let streams = Streams::new(writer);
+            let mut outbound = None;
+            let make = |out| {
+                outbound = Some(Rc::new(out));
+                Ok(Rc::new(Notes::default()) as Rc<dyn Inbound>)
+            };
+            streams.open(1, make).map(drop).unwrap();
+            let outbound = outbound.unwrap();
+            let shortly = Duration::from_millis(20);
+            let large = vec![b'a'; 4 << 20];
+            assert!(timeout(shortly, outbound.write(&large)).await.is_err(), "more than fits");
+            assert!(timeout(shortly, outbound.close()).await.is_err(), "the same");
+            outbound.close_soon();
+            let mut all = vec![0; large.len() + crate::rpc::HEADER];
+            theirs.read_exact(&mut all).await.unwrap();
+            let last = FLAG_REMOTE_CLOSED | FLAG_NO_DATA;
+            assert_eq!(all[large.len()..], header(1, MESSAGE_TYPE_DATA, last, 0));
         });
     }
 }
