@@ -212,7 +212,7 @@ impl Inbound for Link {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
@@ -223,7 +223,9 @@ mod tests {
     }
 
     /// A link on a connection that nobody reads.
-    async fn link(directory: &std::path::Path) -> (Rc<Link>, impl Sized) {
+    pub(in crate::io::streaming) async fn link(
+        directory: &std::path::Path,
+    ) -> (Rc<Link>, impl Sized) {
         let path = directory.join("s");
         let listener = UnixListener::bind(&path).unwrap();
         let mut made = None;
@@ -236,7 +238,7 @@ mod tests {
         (made.unwrap(), (listener, reading))
     }
 
-    fn run<T>(test: impl Future<Output = T>) -> T {
+    pub(in crate::io::streaming) fn run<T>(test: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, test)
     }

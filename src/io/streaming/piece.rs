@@ -76,11 +76,17 @@ pub(super) struct Piece {
 }
 
 impl Piece {
+    /// A piece with no more room than these need.
     pub(super) fn of(bytes: &[u8]) -> Self {
-        let mut piece = Self::default();
-        piece.clear()[ROOM..ROOM + bytes.len()].copy_from_slice(bytes);
-        piece.end = ROOM + bytes.len();
-        piece
+        let buffer = [&[0; ROOM], bytes].concat();
+        Self { at: ROOM, end: buffer.len(), buffer }
+    }
+
+    /// Adds what follows.
+    fn extend(&mut self, bytes: &[u8]) {
+        self.buffer.truncate(self.end);
+        self.buffer.extend(bytes);
+        self.end = self.buffer.len();
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -121,15 +127,22 @@ impl Unread {
         link.send(&mut piece.buffer, piece.at, count).await?;
         self.look = LOOK;
         self.bytes += count;
-        let sent = if count == piece.bytes().len() {
-            let buffer = std::mem::take(&mut self.spare);
-            std::mem::replace(piece, Piece { buffer, at: 0, end: 0 })
-        } else {
-            let sent = Piece::of(&piece.bytes()[..count]);
-            piece.at += count;
-            sent
-        };
-        self.pieces.push_back(sent);
+        match self.pieces.back_mut() {
+            // Each would otherwise take the room of a large one, and be a message again.
+            Some(last) if last.bytes().len() + count <= PIECE && count < SMALL => {
+                last.extend(&piece.bytes()[..count]);
+                piece.at += count;
+            }
+            _ if count == piece.bytes().len() && count >= SMALL => {
+                let buffer = std::mem::take(&mut self.spare);
+                let sent = std::mem::replace(piece, Piece { buffer, at: 0, end: 0 });
+                self.pieces.push_back(sent);
+            }
+            _ => {
+                self.pieces.push_back(Piece::of(&piece.bytes()[..count]));
+                piece.at += count;
+            }
+        }
         while self.bytes > MOST_UNREAD {
             let Some(oldest) = self.pieces.pop_front() else { break };
             self.bytes -= oldest.bytes().len();
@@ -209,5 +222,39 @@ impl Rush {
         self.window = window;
         self.last = Some(Instant::now());
         self.was_small = count < SMALL;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::link::tests::{link, run};
+    use super::*;
+    use crate::rpc::duplex::Inbound;
+    use crate::wire::streaming::window;
+
+    #[test]
+    fn what_is_unread_takes_the_room_of_its_bytes_and_keeps_its_order() {
+        let directory = tempfile::tempdir().unwrap();
+        run(async {
+            let (link, _connection) = link(directory.path()).await;
+            link.take(window(1 << 20)).unwrap();
+            let mut unread = Unread::default();
+            let mut sent = Vec::new();
+            for n in 0..120_u8 {
+                let large = if n == 60 { SMALL + 1 } else { 3 };
+                let bytes = vec![n; large];
+                let mut piece = Piece::default();
+                piece.clear()[ROOM..ROOM + large].copy_from_slice(&bytes);
+                piece.end = ROOM + large;
+                assert_eq!(unread.send(&mut piece, &link).await.unwrap(), large);
+                assert!(piece.is_empty());
+                sent.extend(bytes);
+            }
+            let pieces = unread.take();
+            let room: usize = pieces.iter().map(|piece| piece.buffer.capacity()).sum();
+            assert!(room <= 3 * PIECE, "{room} bytes in {} pieces", pieces.len());
+            let all: Vec<&[u8]> = pieces.iter().map(Piece::bytes).collect();
+            assert_eq!(all.concat(), sent);
+        });
     }
 }
