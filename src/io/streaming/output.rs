@@ -281,6 +281,7 @@ impl Outgoing {
             tokio::select! {
                 biased;
                 fresh = &mut next, if link.ended().is_some() => {
+                    self.send_again(); // the end may have come since it was looked for
                     *link = fresh;
                     next.set(peer.next());
                 }
