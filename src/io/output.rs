@@ -23,8 +23,6 @@ use crate::sys;
 
 /// How long a reader that is there may take nothing before the news that the process has ended.
 const IDLE: Duration = Duration::from_secs(10);
-/// How long one may be away.
-const AWAY: Duration = Duration::from_secs(120);
 /// How long the reader of a FIFO may take nothing, after the end of its process.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long it may take to take the rest.
@@ -94,9 +92,8 @@ impl Output {
         self.taking.replace(Some(taking.clone()));
     }
 
-    /// Resolves when the reader of a stream has everything, or has taken nothing for [`IDLE`], or has
-    /// not come back for [`AWAY`]; when that of a FIFO has, or has taken nothing for [`PAUSE`], or
-    /// [`LAST`] is over.
+    /// Resolves when the reader of a stream has everything, or has taken nothing for [`IDLE`] although it
+    /// is there; when that of a FIFO has, or has taken nothing for [`PAUSE`], or [`LAST`] is over.
     pub(super) async fn taken(&self) {
         let Some(taking) = self.taking.borrow().clone() else {
             return self.taken_from_fifo().await;
@@ -104,8 +101,8 @@ impl Output {
         loop {
             let state = || (taking.progress.get(), taking.is_away.get());
             let before = state();
-            let limit = if taking.is_away.get() { AWAY } else { IDLE };
-            if timeout(limit, taking.done.wait()).await.is_ok() || state() == before {
+            let ended = timeout(IDLE, taking.done.wait()).await.is_ok();
+            if ended || (state() == before && !taking.is_away.get()) {
                 return;
             }
         }

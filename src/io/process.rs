@@ -1,11 +1,14 @@
 //! The streams of one process, from before the OCI runtime runs until Delete.
 
+use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::{Rc, Weak};
+use std::task::Poll;
+use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Duration, Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::driver::{self, Feed};
 use super::end::End;
@@ -27,6 +30,9 @@ use crate::sys;
 const RETURN: Duration = Duration::from_millis(100);
 /// Between two looks for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// How long the readers of streams may delay the news that a process has ended: they may be away, since
+/// containerd may be restarting, or slow.
+const TAKEN: Duration = Duration::from_secs(120);
 
 /// The descriptors 0, 1 and 2 of the runtime's command, blocking. Drop them once it runs: a
 /// stream ends when its last writer is gone.
@@ -212,14 +218,19 @@ impl ProcessIo {
 
     /// Resolves when the readers have all that a process that has ended wrote, as long as they take it:
     /// containerd [cancels] its streams when it hears of the end, with what is on its way, and before
-    /// 1.6.22 and 1.7.3 it [closes] the FIFOs too. It takes at most 1 s with FIFOs.
+    /// 1.6.22 and 1.7.3 it [closes] the FIFOs too. It takes at most 1 s with FIFOs, and
+    /// [`TAKEN`] with streams, for all outputs together.
     ///
     /// [cancels]: https://github.com/containerd/containerd/blob/v2.1.9/client/task.go#L408
     /// [closes]: https://github.com/containerd/containerd/blob/v1.6.20/task.go#L323
     pub(crate) async fn taken(&self) {
-        for output in &self.outputs {
-            output.taken().await;
-        }
+        let mut waits: Vec<_> =
+            self.outputs.iter().map(|output| Box::pin(output.taken())).collect();
+        let all = poll_fn(|context| {
+            waits.retain_mut(|wait| wait.as_mut().poll(context).is_pending());
+            if waits.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let _ = timeout(TAKEN, all).await; // whoever comes later takes what it can get
     }
 
     /// Waits a moment, not past `deadline`, for readers of FIFOs that nobody has open and that still have
