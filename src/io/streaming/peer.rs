@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::io::Context;
 use crate::io::task::Task;
 use crate::io::uri::StreamingTarget;
-use crate::rpc::duplex;
+use crate::rpc::duplex::{self, End};
 
 /// How long a client's stream may follow behind the Create or Exec that names it, and a server may take
 /// to answer.
@@ -84,10 +84,12 @@ impl Peer {
         }
     }
 
-    /// The next stream of this name, after one has ended.
+    /// The next stream of this name, after one has ended. A server that has closed its stream is not
+    /// asked for another.
     pub(super) async fn next(&self) -> Rc<Link> {
         match self {
             Self::Client(claim) => claim.next().await,
+            Self::Server(server) if server.has_closed() => std::future::pending().await,
             Self::Server(server) => loop {
                 sleep(AGAIN).await;
                 match server.open().await {
@@ -100,6 +102,11 @@ impl Peer {
 }
 
 impl Server {
+    fn has_closed(&self) -> bool {
+        let reader = self.reader.borrow();
+        reader.as_ref().is_some_and(|(_, link)| link.ended() == Some(End::Closed))
+    }
+
     async fn open(&self) -> Result<Rc<Link>> {
         if let Some((reader, _)) = self.reader.take() {
             reader.stop();
