@@ -1,5 +1,6 @@
 //! Streams of containerd's streaming API in place of FIFOs.
 
+mod stuck;
 mod wrong;
 
 use std::os::unix::net::UnixListener;

@@ -9,10 +9,12 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 use ttrpc::proto::{
     FLAG_NO_DATA, FLAG_REMOTE_CLOSED, MESSAGE_TYPE_DATA, MESSAGE_TYPE_RESPONSE, MessageHeader,
 };
@@ -23,6 +25,8 @@ use crate::rpc::writer::Writer;
 
 /// Streams that one connection may have at a time.
 const MOST_STREAMS: usize = 1024;
+/// Between two looks whether a connection without room is still there.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What takes what comes in on a stream. It is told at once, frame by frame, so it decides itself how
 /// much it keeps; the frames of other streams and calls wait for it.
@@ -200,11 +204,33 @@ impl Outbound {
     /// # Errors
     /// The other side is gone, or the stream has ended.
     pub(crate) async fn write(&self, frame: &[u8]) -> io::Result<()> {
-        let is_open = self.streams.upgrade().is_some_and(|streams| streams.sends(self.id));
-        if !is_open {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
+        self.check()?;
         self.writer.write(frame).await
+    }
+
+    /// The same if the connection has room now: whether it had. The end may be left over then, see
+    /// [`Outbound::has_rest`].
+    ///
+    /// # Errors
+    /// As [`Outbound::write`].
+    pub(crate) fn try_write(&self, frame: &[u8]) -> io::Result<bool> {
+        self.check()?;
+        self.writer.try_write(frame)
+    }
+
+    /// Whether something is left that [`Outbound::room`] writes.
+    pub(crate) fn has_rest(&self) -> bool {
+        self.writer.has_rest()
+    }
+
+    /// Resolves when all is written and the connection has room, or has ended.
+    pub(crate) async fn room(&self) {
+        while self.check().is_ok() && timeout(LOOK_AGAIN, self.writer.room()).await.is_err() {}
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let is_open = self.streams.upgrade().is_some_and(|streams| streams.sends(self.id));
+        if is_open { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     }
 
     /// Whether the other side has read all that was written: then it is not lost with the connection.
@@ -304,10 +330,7 @@ async fn read_all(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncReadExt;
-    use tokio::time::timeout;
 
     use super::*;
 

@@ -32,7 +32,36 @@ impl Writer {
         self.0.lock().await.write(frame).await
     }
 
-    /// The same with a limit for this frame, at which the connection is ended.
+    /// Writes one frame if the connection has room now; whether it had. What did not fit is left for
+    /// [`Writer::room`] or the next writer.
+    pub(super) fn try_write(&self, frame: &[u8]) -> io::Result<bool> {
+        let Ok(mut half) = self.0.try_lock() else { return Ok(false) };
+        if !half.rest.is_empty() {
+            return Ok(false);
+        }
+        match half.write.try_write(frame) {
+            Ok(written) => {
+                half.rest.extend(&frame[written..]);
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the end of a frame is left to be written.
+    pub(super) fn has_rest(&self) -> bool {
+        self.0.try_lock().map_or(true, |half| !half.rest.is_empty())
+    }
+
+    /// Writes what is left. Resolves when the connection has room again, or is gone.
+    pub(super) async fn room(&self) {
+        let mut half = self.0.lock().await;
+        let _ = half.write(&[]).await; // the next write says it
+        let _ = half.write.writable().await;
+    }
+
+    /// As [`Writer::write`] with a limit for this frame, at which the connection is ended.
     pub(super) async fn write_within(&self, limit: Duration, frame: &[u8]) {
         let mut half = self.0.lock().await;
         // An error is a peer that hung up: nobody is left to tell.
@@ -136,6 +165,27 @@ mod tests {
             while !writer.is_read() {
                 tokio::task::yield_now().await;
             }
+            writer.hang_up().await;
+            let all = reader.await.unwrap();
+            assert_eq!(all.len(), large.len() + 4);
+            assert!(all.ends_with(b"anext"));
+        });
+    }
+
+    #[test]
+    fn a_frame_that_is_tried_comes_whole_or_not_at_all() {
+        run(async {
+            let (mut theirs, writer, _read) = pair();
+            let large = vec![b'a'; 4 << 20];
+            assert!(writer.try_write(&large).unwrap() && writer.has_rest(), "a part fits");
+            assert!(!writer.try_write(b"not").unwrap());
+            let reader = tokio::task::spawn_local(async move {
+                let mut all = Vec::new();
+                theirs.read_to_end(&mut all).await.unwrap();
+                all
+            });
+            writer.room().await;
+            assert!(writer.try_write(b"next").unwrap() && !writer.has_rest());
             writer.hang_up().await;
             let all = reader.await.unwrap();
             assert_eq!(all.len(), large.len() + 4);

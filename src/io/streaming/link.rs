@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
+use tokio::task::spawn_local;
 
 use crate::error::{Error, Result};
 use crate::rpc::duplex::{End, Inbound, Outbound};
@@ -31,6 +32,8 @@ pub(super) struct Link {
     out: Rc<Outbound>,
     /// Bytes that the other side takes.
     window: Cell<usize>,
+    /// Its connection has no room.
+    is_full: Cell<bool>,
     /// Bytes that the other side may send.
     granted: Cell<usize>,
     /// Bytes that came and were not consumed, as they came.
@@ -51,6 +54,7 @@ impl Link {
         Rc::new(Self {
             out: Rc::new(out),
             window: Cell::default(),
+            is_full: Cell::default(),
             granted: Cell::default(),
             queue: RefCell::default(),
             end: Cell::default(),
@@ -79,9 +83,10 @@ impl Link {
         self.changed.notified().await;
     }
 
-    /// How many bytes the other side takes now.
+    /// How many bytes the other side takes now; none while the connection is full, as it is of small
+    /// messages long before the window is used up.
     pub(super) fn window(&self) -> usize {
-        self.window.get()
+        if self.is_full.get() { 0 } else { self.window.get() }
     }
 
     /// Whether the other side has been told that its stream is known, or has told so.
@@ -102,18 +107,35 @@ impl Link {
     }
 
     /// Sends the bytes of `buffer` from `at`, before which there are [`ROOM`] others that are
-    /// overwritten. `count` is within the window and at most a [`PIECE`].
+    /// overwritten; whether there was room for them, without which the window shuts until there is.
+    /// `count` is within the window and at most a [`PIECE`].
     ///
     /// # Errors
     /// The stream or its connection has ended: the bytes count as not sent.
-    pub(super) async fn send(&self, buffer: &mut [u8], at: usize, count: usize) -> io::Result<()> {
+    pub(super) fn send(
+        self: &Rc<Self>,
+        buffer: &mut [u8],
+        at: usize,
+        count: usize,
+    ) -> io::Result<bool> {
         let data = streaming::data_head(count);
         let mut head = self.out.header(data.len() + count);
         head.extend(data);
         let begin = at - head.len();
         buffer[begin..at].copy_from_slice(&head);
-        self.window.set(self.window.get().saturating_sub(count));
-        self.out.write(&buffer[begin..at + count]).await
+        let had_room = self.out.try_write(&buffer[begin..at + count])?;
+        if had_room {
+            self.window.set(self.window.get().saturating_sub(count));
+        }
+        if (!had_room || self.out.has_rest()) && !self.is_full.replace(true) {
+            let this = self.clone();
+            spawn_local(async move {
+                this.out.room().await;
+                this.is_full.set(false);
+                this.changed.notify_waiters();
+            });
+        }
+        Ok(had_room)
     }
 
     /// Whether the other side has read all that was sent.
@@ -268,7 +290,7 @@ pub(super) mod tests {
             }
             assert_eq!(link.window(), i32::MAX as usize);
             let mut buffer = vec![0; ROOM + 7];
-            link.send(&mut buffer, ROOM, 7).await.unwrap();
+            assert!(link.send(&mut buffer, ROOM, 7).unwrap());
             assert_eq!(link.window(), i32::MAX as usize - 7);
             link.take(streaming::ack()).unwrap();
             assert!(link.is_acknowledged() && link.take(streaming::init("x")).is_err());

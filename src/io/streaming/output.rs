@@ -130,7 +130,7 @@ struct Outgoing {
 
 impl Outgoing {
     /// Sends as the reader takes it.
-    async fn send(&mut self, link: &Link) -> Stop {
+    async fn send(&mut self, link: &Rc<Link>) -> Stop {
         let mut pieces = 0;
         loop {
             if let Some(end) = link.ended() {
@@ -148,7 +148,7 @@ impl Outgoing {
                         return Stop::Overflow;
                     }
                     link.change().await;
-                } else if self.send_piece(link).await.is_err() {
+                } else if self.send_piece(link).is_err() {
                     return self.ended(link.wait_end().await);
                 }
                 pieces += 1;
@@ -201,8 +201,11 @@ impl Outgoing {
         }
     }
 
-    async fn send_piece(&mut self, link: &Link) -> std::io::Result<()> {
-        let count = self.unread.send(&mut self.piece, link).await?;
+    fn send_piece(&mut self, link: &Rc<Link>) -> std::io::Result<()> {
+        let count = self.unread.send(&mut self.piece, link)?;
+        if count == 0 {
+            return Ok(());
+        }
         self.rush.note(count, link.window());
         self.taking.progress.set(self.taking.progress.get() + 1);
         Ok(())
@@ -273,7 +276,7 @@ impl Outgoing {
                 }
             }
             let can_send = link.ended().is_none() && link.window() > 0 && !self.piece.is_empty();
-            if can_send && self.send_piece(link).await.is_err() {
+            if can_send && self.send_piece(link).is_err() {
                 link.wait_end().await;
                 continue;
             }

@@ -121,10 +121,12 @@ impl Unread {
     ///
     /// # Errors
     /// As [`Link::send`]; then all of it stays.
-    pub(super) async fn send(&mut self, piece: &mut Piece, link: &Link) -> io::Result<usize> {
+    pub(super) fn send(&mut self, piece: &mut Piece, link: &Rc<Link>) -> io::Result<usize> {
         self.look(link);
         let count = piece.bytes().len().min(link.window());
-        link.send(&mut piece.buffer, piece.at, count).await?;
+        if !link.send(&mut piece.buffer, piece.at, count)? {
+            return Ok(0);
+        }
         self.look = LOOK;
         self.bytes += count;
         match self.pieces.back_mut() {
@@ -246,7 +248,7 @@ mod tests {
                 let mut piece = Piece::default();
                 piece.clear()[ROOM..ROOM + large].copy_from_slice(&bytes);
                 piece.end = ROOM + large;
-                assert_eq!(unread.send(&mut piece, &link).await.unwrap(), large);
+                assert_eq!(unread.send(&mut piece, &link).unwrap(), large);
                 assert!(piece.is_empty());
                 sent.extend(bytes);
             }
