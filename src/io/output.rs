@@ -214,7 +214,9 @@ impl Output {
             let who = if is_driven { Who::Writers } else { Who::All };
             return Undrained::Held { stream, holders: others(&self.source, who).await };
         }
+        let is_away = self.taking.borrow().as_ref().is_some_and(|taking| taking.is_away.get());
         match &self.taker {
+            _ if is_away => Undrained::Unread { stream, readers: Vec::new() },
             Taker::Sink(sink) => {
                 Undrained::Unread { stream, readers: others(sink, Who::All).await }
             }

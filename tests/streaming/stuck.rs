@@ -1,9 +1,11 @@
 //! Readers that are there and take nothing.
 
-use crate::support::streaming::{Reader, uri};
-use crate::support::{Host, Spec, skipped};
+use std::time::Duration;
 
-use super::exec;
+use crate::support::streaming::{Reader, Writer, uri};
+use crate::support::{Host, Spec, skipped, timed};
+
+use super::{READ, exec};
 
 #[test]
 fn small_messages_that_nobody_reads_block_nobody() {
@@ -24,4 +26,49 @@ fn small_messages_that_nobody_reads_block_nobody() {
     assert_eq!(shim.reap("c", "e"), 0);
     assert_eq!(out.finish().len(), 660 + 500_000 + 4);
     shim.end();
+}
+
+#[test]
+fn a_container_that_never_ran_waits_for_no_reader() {
+    if skipped("streams") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    let out = Reader::open(shim.address(), "out");
+    let mut request = shim.request("c");
+    request.stdout = uri(shim.address(), "out");
+    shim.create(&request).unwrap();
+    out.vanish();
+    let (deleted, took) = timed(|| shim.delete("c", ""));
+    deleted.unwrap();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    shim.stop();
+}
+
+#[test]
+fn what_nobody_comes_back_for_delays_nothing() {
+    if skipped("streams") {
+        return;
+    }
+    // What is kept in memory, too.
+    for config in ["", "[io]\nspill = \"64MiB\"\n"] {
+        let host = Host::new().configured(config);
+        let shim = host.start("c", Spec::sh("echo one; read line; exit 3"));
+        let out = Reader::open(shim.address(), "out");
+        let stdin = Writer::open(shim.address(), "in");
+        let mut request = shim.request("c");
+        request.stdin = uri(shim.address(), "in");
+        request.stdout = uri(shim.address(), "out");
+        shim.create(&request).unwrap();
+        shim.start("c", "").unwrap();
+        out.wait_for("one");
+        std::thread::sleep(READ);
+        out.vanish();
+        drop(stdin.close());
+        let (status, took) = timed(|| shim.reap("c", ""));
+        assert_eq!(status, 3);
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        shim.stop();
+    }
 }

@@ -84,7 +84,11 @@ async fn run(mut outgoing: Outgoing, output: Rc<Output>, peer: Peer, mut link: R
                 break;
             }
             taking.is_away.set(true);
-            link = peer.next().await;
+            tokio::select! {
+                biased;
+                next = peer.next() => link = next,
+                () = outgoing.nothing_left() => break,
+            }
             taking.is_away.set(false);
             continue;
         }
@@ -215,6 +219,24 @@ impl Outgoing {
         if end == End::Lost && self.overflows() { Stop::Overflow } else { Stop::Ended(end) }
     }
 
+    /// Resolves when there is nothing that a reader could come back for, and will not be.
+    async fn nothing_left(&self) {
+        let has_piece = !self.piece.is_empty() || !self.again.is_empty();
+        let Some(source) = self.source.as_ref().filter(|_| !has_piece) else {
+            return std::future::pending().await;
+        };
+        loop {
+            source.wait().await;
+            let events = source.events();
+            if events.contains(PollFlags::POLLIN) {
+                std::future::pending::<()>().await; // nobody reads it before
+            } else if events.contains(PollFlags::POLLHUP) {
+                return;
+            }
+            source.forget();
+        }
+    }
+
     /// What the reader that is gone may not have read comes first.
     fn send_again(&mut self) {
         let mut again = self.unread.take();
@@ -262,6 +284,9 @@ impl Outgoing {
             if self.piece.is_empty() {
                 self.piece = self.again.pop_front().unwrap_or_default();
             }
+            if drained && self.piece.is_empty() && backlog.is_empty() {
+                return Stop::Drained; // whether or not a reader is there
+            }
             if self.piece.is_empty() && link.ended().is_none() {
                 backlog.fetch().await;
                 let oldest = backlog.oldest();
@@ -269,8 +294,6 @@ impl Outgoing {
                 if count > 0 {
                     self.piece = Piece::of(&oldest[..count]);
                     backlog.written(count);
-                } else if drained {
-                    return Stop::Drained;
                 } else if link.window() > 0 {
                     return Stop::Overflow; // which is over
                 }
