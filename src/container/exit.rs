@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
+use crate::container::state::State;
 use crate::container::{Container, Process};
 use crate::events::Event;
 use crate::reaper::{Child, Exit};
@@ -29,8 +30,11 @@ impl Container {
             if timeout(OTHERS, self.others_ended()).await.is_err() {
                 log::warn!("processes of {:?} outlive its init process", self.id.as_str());
             }
-            if let Some(io) = self.init.io() {
-                io.taken().await;
+            // One that was never started has written nothing, and a Delete waits for its end.
+            if self.init.state() != State::Created {
+                if let Some(io) = self.init.io() {
+                    io.taken().await;
+                }
             }
             self.tell_last_oom();
             self.init.stop(exit);
