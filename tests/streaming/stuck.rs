@@ -72,3 +72,19 @@ fn what_nobody_comes_back_for_delays_nothing() {
         shim.stop();
     }
 }
+
+#[test]
+fn what_nobody_came_back_for_is_lost_with_delete() {
+    if skipped("streams") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    let out = Reader::open(shim.address(), "out");
+    exec(&shim, "e", &uri(shim.address(), "out"), "sleep 0.5; echo lost; exit 3");
+    out.vanish();
+    // It waits for a reader, and then is no failure.
+    assert_eq!(shim.reap("c", "e"), 3);
+    shim.end();
+}
