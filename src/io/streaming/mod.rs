@@ -6,8 +6,8 @@
 //! more than that.
 //!
 //! Three ends are told apart. Who has its connection cut off (containerd ended) may come again under the
-//! same name, and gets what it has not read, in order; only what it read in its last millisecond may come
-//! twice. Until then output is kept as for a FIFO without a reader. Who closes its stream (containerd
+//! same name, and gets what it has not read, in order; what it read since berth last looked, at most
+//! 256 KiB of a stream that flows, comes twice. Until then output is kept as for a FIFO without a reader. Who closes its stream (containerd
 //! removes a container, a client detaches) wants no more: output is dropped, input is at its end. And
 //! berth closes a stream behind the last byte; the news that a container has ended waits for its readers.
 
