@@ -128,6 +128,34 @@ fn output_for_a_reader_that_is_gone_for_good_does_not_fail_delete() {
 }
 
 #[test]
+fn delete_lets_a_kill_end_first() {
+    if skipped("Delete lets a Kill end that is under way") {
+        return;
+    }
+    let host = Host::scripted();
+    let shim = host.start("c", Spec::idle());
+    for (mood, least, most) in [("tired 0.5", 300, 1900), ("tired 30", 1900, 5000)] {
+        shim.run("c");
+        host.script().set("kill", mood);
+        let began = std::time::Instant::now();
+        let task = shim.task();
+        let kill = std::thread::spawn(move || {
+            let answer = task.within(Duration::from_secs(4)).kill("c", "", libc::SIGKILL);
+            (answer.is_ok(), std::time::Instant::now())
+        });
+        shim.wait("c", "").unwrap();
+        shim.delete("c", "").unwrap();
+        let (deleted, took) = (std::time::Instant::now(), began.elapsed().as_millis());
+        assert!((least..most).contains(&took), "{mood}: {took} ms");
+        let (is_ok, killed) = kill.join().unwrap();
+        assert_eq!(is_ok && killed < deleted, mood == "tired 0.5", "{mood}");
+        host.script().clear("kill");
+    }
+    shim.shutdown("c").unwrap();
+    shim.wait_gone();
+}
+
+#[test]
 fn a_hanging_change_does_not_delay_the_news_of_the_end() {
     if skipped("Wait does not queue behind a runtime command") {
         return;

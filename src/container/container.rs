@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, timeout};
 
 use crate::bundle::{self, Bundle};
 use crate::cgroup::Cgroup;
@@ -26,6 +26,8 @@ use crate::sandbox::kind::Kind;
 
 /// How long Delete waits for output that has not reached its reader.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long Delete lets a Kill end that is under way.
+const KILLS: Duration = Duration::from_secs(2);
 /// How long Delete waits for the end of an init process that was never started.
 const KILL_GRACE: Duration = Duration::from_secs(5);
 
@@ -51,6 +53,8 @@ pub(crate) struct Container {
     /// Pause, Resume and Update take turns here: one that hangs does not delay the news that the
     /// container has ended.
     pub(super) adjusting: Mutex<()>,
+    /// Kills that are under way.
+    pub(super) kills: watch::Sender<u32>,
     pub(super) execs: RefCell<BTreeMap<ExecId, Rc<Process>>>,
 }
 
@@ -187,6 +191,7 @@ impl Container {
         if self.init.is_dead() {
             return Err(Error::Finished { id: self.id.to_string() });
         }
+        let _under_way = UnderWay::begin(&self.kills);
         // As an ordinary user's containers may have none, runc refuses, and crun 1.8 goes for the
         // processes of the root cgroup: all of the host's.
         let has_cgroup = self.cgroup.is_some();
@@ -292,6 +297,8 @@ impl Container {
             return Err(Error::NotFound { what: "container", id: self.id.to_string() });
         }
         self.init.finish_io(drain_until(deadline)).await?;
+        // containerd hangs up behind the last Delete, also on whoever waits for the answer to a Kill.
+        let _ = timeout(KILLS, self.kills.subscribe().wait_for(|count| *count == 0)).await;
         match self.runtime.delete(&self.call(deadline), false).await {
             Err(Error::Runtime { message, .. }) if failure::is_deleted(&message) => {}
             result => result?,
@@ -330,7 +337,23 @@ impl Container {
             what: format!("the killed init process of {:?}", self.id.as_str()),
             limit: KILL_GRACE,
         };
-        tokio::time::timeout(KILL_GRACE, ended).await.map(drop).map_err(|_| late)
+        timeout(KILL_GRACE, ended).await.map(drop).map_err(|_| late)
+    }
+}
+
+/// Counts a request as long as it lives.
+struct UnderWay<'a>(&'a watch::Sender<u32>);
+
+impl<'a> UnderWay<'a> {
+    fn begin(count: &'a watch::Sender<u32>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::bundle::{self, Bundle, Spec};
@@ -280,6 +280,7 @@ impl Containers {
             oom: RefCell::new(oom),
             rootfs: RefCell::new(Some(parts.mounted)),
             adjusting: Mutex::default(),
+            kills: watch::Sender::new(0),
             execs: RefCell::new(BTreeMap::new()),
         });
         self.map.borrow_mut().insert(parts.id, Slot::Ready(container.clone()));

@@ -7,6 +7,7 @@
 #   nopid         ends with 0, did nothing, wrote no pid file
 #   late TEXT     does the command, then fails as above
 #   slow SECONDS  waits, then does the command
+#   tired SECONDS does the command, then waits
 # and where it holds nothing, the real runtime (`$0.d/real`) does the command.
 # Every call is noted in `$0.d/calls`; its arguments, directory, owners and files of the standard streams
 # and environment in `$0.d/last.COMMAND`.
@@ -42,5 +43,6 @@ garbage) echo '{"pid":'; exit 0 ;;
 nopid) exit 0 ;;
 late) "$(cat "$dir/real")" "$@" || exit; fail "$text" ;;
 slow) sleep "$text" ;;
+tired) "$(cat "$dir/real")" "$@" && exec sleep "$text" ;;
 esac
 exec "$(cat "$dir/real")" "$@"
