@@ -99,7 +99,12 @@ impl Target {
         if uri.is_empty() {
             return Ok(Self::Null);
         }
-        let Some((scheme, rest)) = uri.split_once("://").filter(|_| !uri.starts_with('/')) else {
+        let parts = match uri.strip_prefix("journald:") {
+            // Go's clients write a URI that has neither host nor path without its slashes.
+            Some(rest) => Some(("journald", rest.strip_prefix("//").unwrap_or(rest))),
+            None => uri.split_once("://").filter(|_| !uri.starts_with('/')),
+        };
+        let Some((scheme, rest)) = parts else {
             return absolute(uri.into()).map(Self::Path);
         };
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -266,6 +271,8 @@ mod tests {
             ("binary:///l?--flag&b=a%3Dc", logger("/l", &["--flag", "", "b", "a=c"], false)),
             ("journald://", journal("")),
             ("journald:///?tag=web", journal("web")),
+            ("journald:?tag=web", journal("web")),
+            ("journald:", journal("")),
             ("journald://?tag=a%20b", journal("a b")),
             ("ttrpc+unix:///run/s/x?streaming_id=c-stdout", streaming("/run/s/x", "c-stdout")),
         ];
