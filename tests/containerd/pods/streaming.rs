@@ -38,11 +38,13 @@ pub(crate) fn concerns(case: &Case) -> bool {
     case.pods && (is_own(case) || ABOUT.iter().any(|name| case.name.starts_with(name)))
 }
 
-/// What a container has written, without what the log adds.
+/// What a container has written, without what the log adds; a line of the log that is just being
+/// written does not count.
 fn written(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let mut all = String::new();
-    for line in text.lines() {
+    for line in whole.lines() {
         let [_time, _stream, tag, text] =
             line.splitn(4, ' ').collect::<Vec<_>>().try_into().unwrap();
         all += text;

@@ -1,5 +1,7 @@
 //! `Exec`, `Attach` and `PortForward`: streams between a client and a container.
 
+use std::time::Duration;
+
 use crate::bed::Bed;
 use crate::cri::messages::{AttachRequest, ExecRequest, PortForwardRequest, StreamResponse};
 use crate::cri::stream::{ERROR, RESIZE, STDERR, STDIN, STDOUT, Stream};
@@ -77,6 +79,8 @@ fn attach(bed: &Bed<'_>) {
         });
         for word in ["one", "two"] {
             let mut stream = attach_to(&pod, &container, tty);
+            // containerd begins with the input, and misses output that comes before it listens.
+            std::thread::sleep(Duration::from_millis(300));
             stream.send(STDIN, format!("{word}\n").as_bytes());
             stream.expect(STDOUT, &format!("got {word}"));
             stream.expect(if tty { STDOUT } else { STDERR }, &format!("e{word}"));
