@@ -83,7 +83,10 @@ impl Drop for Playground {
         }
         for _ in 0..100 {
             match self.cgroup.remove() {
-                Ok(Removal::Busy) => std::thread::sleep(Duration::from_millis(5)),
+                Ok(Removal::Busy) => {
+                    self.cgroup.kill().ok(); // what its children have started
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 _ => break,
             }
         }
