@@ -8,6 +8,7 @@
 mod support;
 
 mod bench;
+mod checkpoint;
 mod cli;
 mod concurrency;
 mod config;
@@ -17,15 +18,18 @@ mod delete;
 mod events;
 mod exec;
 mod io;
+mod journal;
 mod logfile;
 mod logger;
 mod options;
 mod output;
 mod pods;
 mod races;
+mod resources;
 mod rootfs;
 mod rootless;
 mod sandbox;
 mod start;
+mod stats;
 mod streaming;
 mod task;

@@ -16,7 +16,7 @@ pub(crate) struct Bed<'a> {
     pub(crate) daemon: &'a Daemon,
     pub(crate) shim: Shim,
     pub(crate) namespace: &'a str,
-    case: &'static str,
+    case: String,
     events: &'a RwEvents,
     /// The names of containers and groups that were handed out.
     names: RefCell<Vec<String>>,
@@ -56,14 +56,14 @@ impl<'a> Bed<'a> {
         daemon: &'a Daemon,
         shim: Shim,
         namespace: &'a str,
-        case: &'static str,
+        case: &str,
         events: &'a RwEvents,
     ) -> Self {
         Self {
             daemon,
             shim,
             namespace,
-            case,
+            case: case.to_owned(),
             events,
             names: RefCell::default(),
             socket_excused: Cell::default(),

@@ -1,0 +1,1 @@
+//! Events outlive every state of containerd.

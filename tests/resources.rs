@@ -1,0 +1,1 @@
+//! OOM kills, Update, Pause and Pids, with real cgroups.

@@ -1,0 +1,1 @@
+//! Metrics, beside the files of the kernel that they are read from.
