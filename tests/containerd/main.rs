@@ -310,8 +310,8 @@ const AGAIN: &str = "again-";
 struct Outcome {
     title: String,
     failure: Option<String>,
-    /// It failed at first.
-    unstable: bool,
+    /// Why it failed before it was repeated.
+    first: Option<String>,
     is_stock: bool,
 }
 
@@ -319,7 +319,7 @@ impl Outcome {
     fn new(title: String, failure: Option<String>, took: Duration) -> Self {
         let word = if failure.is_some() { "FAILED" } else { "ok" };
         println!("{title} ... {word} ({:.1} s)", took.as_secs_f32());
-        let outcome = Self { title, failure, unstable: false, is_stock: false };
+        let outcome = Self { title, failure, first: None, is_stock: false };
         outcome.explain();
         outcome
     }
@@ -330,16 +330,20 @@ impl Outcome {
         }
     }
 
-    /// The title and the first line of why it failed.
+    fn is_unstable(&self) -> bool {
+        self.failure.is_none() && self.first.is_some()
+    }
+
+    /// The title and the first line of why it failed last.
     fn summary(&self) -> String {
-        let why = self.failure.as_deref().unwrap_or("failed beside others, passed by itself");
+        let why = self.failure.as_ref().or(self.first.as_ref()).map_or("", String::as_str);
         format!("{}: {}", self.title, why.lines().next().unwrap_or_default())
     }
 }
 
 fn report(outcomes: &[Outcome]) -> ExitCode {
     let failed: Vec<_> = outcomes.iter().filter(|outcome| outcome.failure.is_some()).collect();
-    let unstable: Vec<_> = outcomes.iter().filter(|outcome| outcome.unstable).collect();
+    let unstable: Vec<_> = outcomes.iter().filter(|outcome| outcome.is_unstable()).collect();
     let own = unstable.iter().filter(|outcome| !outcome.is_stock).count();
     let fails = !failed.is_empty() || own > UNSTABLE;
     // Once more: where only the last lines of all this are kept, they are the ones to keep.
@@ -436,8 +440,8 @@ fn run_rows(rows: &[Row<'_>], daemon: &Daemon, image: &Path) -> Vec<Outcome> {
     for outcome in outcomes.iter_mut().filter(|outcome| outcome.failure.is_some()) {
         let row = rows.iter().find(|row| row.title() == outcome.title).unwrap();
         println!("once more: {}", outcome.title);
-        *outcome = run_row(row, AGAIN, daemon, &namespace, &events);
-        outcome.unstable = outcome.failure.is_none();
+        let first = outcome.failure.take();
+        *outcome = Outcome { first, ..run_row(row, AGAIN, daemon, &namespace, &events) };
     }
     outcomes.iter_mut().for_each(|outcome| outcome.is_stock = rows[0].shim == Shim::Stock);
     host::remove_namespace(&namespace);
