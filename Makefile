@@ -5,6 +5,10 @@ TEST ?=
 # Words and options for `make bench`, such as ARGS='io terminal --runtime crun': tests/bench/main.rs.
 ARGS ?=
 
+# How long each fuzzer runs, and which.
+SECONDS ?= 60
+TARGET ?=
+
 # cargo where rustup puts it; one static program, which runs on every distribution. The explicit
 # target keeps the flags away from what runs only while building.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
@@ -13,7 +17,7 @@ export RUSTFLAGS = -C target-feature=+crt-static -C relocation-model=static
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/release/containerd-shim-berth-v1
 
 .DEFAULT_GOAL := build
-.PHONY: help demo build check test bench pods install clean where
+.PHONY: help demo build check test bench fuzz pods install clean where
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -42,6 +46,10 @@ test: ## every test, with real containerds; as root; installs what is missing
 bench: build ## what berth costs beside the stock shim, such as ARGS=io; as root
 	@packaging/setup.sh test
 	BERTH_TEST_SHIM=$$(realpath $(BUILT)) cargo test --quiet --locked --test bench -- $(ARGS)
+
+fuzz: ## the fuzzers of tests/fuzz for SECONDS each (60), or one of them: TARGET=stdio_uri
+	@packaging/setup.sh build
+	tests/fuzz/run.sh $(SECONDS) $(TARGET)
 
 pods: build ## what a pod costs: with the stock shim, berth, and berth without pause container; as root
 	@packaging/setup.sh test

@@ -47,6 +47,7 @@
 //! socket.rs     address of a group's shim; bind, probe, unlink guard
 //! ids.rs        `ContainerId`, `ExecId`, `Namespace`, `Pid`: checked once, where they enter
 //! error.rs      `Error` and the ttrpc status each variant maps to
+//! fuzz.rs       what reads strangers' bytes, for the fuzzers of tests/fuzz; in tests only
 //! sys/          the only `unsafe`: one file per kind of system call; no policy, no logging
 //! ```
 //!
@@ -97,6 +98,8 @@ mod daemon;
 mod delete;
 mod error;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod ids;
 mod info;
 mod input;

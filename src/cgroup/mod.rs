@@ -4,6 +4,8 @@
 //! hierarchy without controllers beside it. All calls are plain file operations that do not wait.
 
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hierarchy;
 mod kill;
 mod make;

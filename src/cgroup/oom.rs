@@ -236,6 +236,12 @@ fn text<'a>(file: BorrowedFd<'_>, buffer: &'a mut [u8]) -> io::Result<&'a str> {
     std::str::from_utf8(&buffer[..len]).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(text: &str) {
+    let counts = Counts::parse(text);
+    assert_eq!(counts.since(counts), 0);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,8 @@ mod body;
 mod document;
 mod entry;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod io;
 mod section;
 mod show;

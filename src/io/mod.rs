@@ -13,6 +13,8 @@ mod driver;
 mod end;
 mod fifo;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handed;
 mod holders;
 mod input;

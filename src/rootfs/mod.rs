@@ -4,6 +4,8 @@
 //! The system calls may block, so they run on threads that live as long as they do.
 
 mod fuse_overlay;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod helper;
 mod kernel;
 mod options;

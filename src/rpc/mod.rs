@@ -128,6 +128,20 @@ fn broken(error: protobuf::Error) -> Error {
     Error::Invalid(format!("broken ttrpc message: {error}"))
 }
 
+/// A peer's bytes as frames, one behind the other; what cannot be sent in one is refused in one.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(mut data: &[u8]) {
+    while let Some((head, rest)) = data.split_first_chunk::<HEADER>() {
+        let (parsed, length) = header(*head);
+        let Ok(length) = length else { return };
+        let (message, rest) = rest.split_at(length.min(rest.len()));
+        let _ = (result(message), Request::parse_from_bytes(message));
+        let answer = response(parsed.stream_id, Ok(message.to_owned()));
+        assert!(answer.is_ok_and(|frame| frame.len() >= HEADER));
+        data = rest;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use protobuf::well_known_types::wrappers::BytesValue;

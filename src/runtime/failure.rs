@@ -96,6 +96,17 @@ pub(crate) fn is_deleted(message: &str) -> bool {
     is_unknown(&message) || (crun && message.contains("no such file or directory"))
 }
 
+/// A log and an output as `data` has them, and what they are taken for.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let text = last_error(data).unwrap_or_else(|| String::from_utf8_lossy(data).into());
+    let id = ContainerId::new("id").ok();
+    for (command, status) in [("kill", 1), ("create", 137)] {
+        let _ = error("runc".into(), command, status, text.clone(), id.as_ref()).to_string();
+    }
+    let _ = is_deleted(&text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -67,6 +67,11 @@ pub(crate) fn stats(cgroup: &Cgroup) -> Result<Stats> {
     found.ok_or_else(|| Error::NotFound { what: "cgroup", id: id() })
 }
 
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(text: &str) {
+    text::fuzz(text);
+}
+
 /// The sizes of huge pages in the form that control files have in their names (`2MB`), sorted.
 fn huge_page_sizes(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };

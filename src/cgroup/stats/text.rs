@@ -133,6 +133,19 @@ fn device(text: &str) -> Option<(u64, u64)> {
     Some((number(major)?, number(minor)?))
 }
 
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(text: &str) {
+    let _ = (number(text), limit(text, u64::MAX), huge_page_size(text));
+    let _ = (pairs(text).count(), pressure(text, "some"), blocks(text).count());
+    let _ = device_name(text, (8, 0));
+    for (_, fields) in io(text) {
+        let _ = fields.number("rbytes");
+    }
+    for (_, fields) in rdma(text) {
+        let _ = fields.limit("hca_handle");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
