@@ -10,6 +10,7 @@ use std::time::Duration;
 use log::LevelFilter;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
 use tokio::io::Interest;
 use tokio::net::UnixListener;
 use tokio::task::{LocalSet, spawn_local};
@@ -44,6 +45,8 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
     let (listener, path) = socket::inherited()?;
     let level = if flags.debug { LevelFilter::Debug } else { LevelFilter::Info };
     crate::log::init("log".into(), &flags.id, crate::log::level(level));
+    // Whatever containerd's is: of files that are made with a usual mode, and inherited by runtimes.
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|errno| Error::sys("become a sub-reaper")(errno.into()))?;
     let signals = block_signals()?;

@@ -29,6 +29,7 @@ mod resources;
 mod rootfs;
 mod rootless;
 mod sandbox;
+mod security;
 mod start;
 mod stats;
 mod streaming;

@@ -296,9 +296,16 @@ fn is_refusal(error: &io::Error) -> bool {
 }
 
 /// Makes the mount point as containerd does, for all to pass through and for none to list.
+///
+/// One that is there must be a directory itself: what is mounted through a link lies outside of the
+/// bundle, where nobody unmounts it.
 fn make_directory(path: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o711).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = fs::symlink_metadata(path).map_err(Error::io("look at", path))?;
+            let no_place = || Error::io("mount on", path)(io::ErrorKind::NotADirectory.into());
+            found.is_dir().then_some(()).ok_or_else(no_place)
+        }
         result => result.map_err(Error::io("make", path)),
     }
 }

@@ -22,6 +22,27 @@ pub(crate) type Streams = [OwnedFd; 3];
 /// How many descriptors a process may have: now, and at most if it asks for more.
 pub(crate) type FileLimit = (u64, u64);
 
+/// Variables that a runtime must not have from us. Of systemd's for services, runc would take the first
+/// for the container's own and wait in `start` for a word from it, and hand on descriptors by the
+/// `LISTEN_` ones; the rest names containerd's sockets, or is meant for shims.
+const NOT_FOR_RUNTIMES: [&str; 15] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "JOURNAL_STREAM",
+    "INVOCATION_ID",
+    "MAINPID",
+    "TTRPC_ADDRESS",
+    "GRPC_ADDRESS",
+    "NAMESPACE",
+    "MAX_SHIM_VERSION",
+    "SCHED_CORE",
+    "BERTH_CONF_FILE",
+];
+
 /// Lets this process have as many descriptors as it may; returns the limit that it had.
 pub(crate) fn raise_file_limit() -> io::Result<FileLimit> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -36,8 +57,8 @@ pub(crate) fn raise_file_limit() -> io::Result<FileLimit> {
 /// daemon leaves no half-done runtime command behind: call this from the main thread only. The
 /// signal mask is emptied, descriptors other than 0, 1 and 2 are close-on-exec by habit.
 ///
-/// The environment is ours with `env`, but for `NOTIFY_SOCKET`: the runtime would take containerd's
-/// place under systemd for the container's, and wait in `start` for a word from the container.
+/// The environment is ours with `env`, but for what systemd told containerd and containerd told us
+/// ([`NOT_FOR_RUNTIMES`]).
 ///
 /// [prctl(2)]: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html
 pub(crate) fn spawn(
@@ -140,7 +161,10 @@ fn command(
     env: &[(String, String)],
 ) -> Command {
     let mut command = Command::new(program);
-    command.args(args).current_dir(cwd).env_remove("NOTIFY_SOCKET");
+    command.args(args).current_dir(cwd);
+    for name in NOT_FOR_RUNTIMES {
+        command.env_remove(name);
+    }
     command.envs(env.iter().map(|(key, value)| (key, value)));
     command
 }
@@ -298,11 +322,16 @@ mod tests {
 
     #[test]
     fn a_runtime_does_not_speak_to_systemd_in_containerds_name() {
-        let env = [("A".to_owned(), "b".to_owned())];
+        let env = [("A".to_owned(), "b".to_owned()), ("LISTEN_FDS".to_owned(), "1".to_owned())];
         let command = command(Path::new("/runc"), &["start"], Path::new("/"), &env);
-        let set: Vec<_> = command.get_envs().collect();
-        let expected = [("A", Some("b")), ("NOTIFY_SOCKET", None)];
-        assert_eq!(set, expected.map(|(key, value)| (OsStr::new(key), value.map(OsStr::new))));
+        let of = |name: &str| command.get_envs().find(|(key, _)| *key == name).map(|found| found.1);
+        assert_eq!(of("A"), Some(Some(OsStr::new("b"))));
+        assert_eq!(of("NOTIFY_SOCKET"), Some(None), "removed");
+        assert_eq!(
+            of("LISTEN_FDS"),
+            Some(Some(OsStr::new("1"))),
+            "an entry of the table may set it"
+        );
     }
 
     #[test]

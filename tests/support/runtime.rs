@@ -43,7 +43,10 @@ impl Script {
         let ours = ["real", "calls"];
         for entry in fs::read_dir(&self.control).unwrap().flatten() {
             let name = entry.file_name().into_string().unwrap();
-            if !ours.contains(&name.as_str()) && !name.starts_with("last.") {
+            if !ours.contains(&name.as_str())
+                && !name.starts_with("last.")
+                && !name.starts_with("files.")
+            {
                 fs::remove_file(entry.path()).unwrap();
             }
         }
@@ -60,6 +63,17 @@ impl Script {
         let name = self.control.join(format!("last.{command}"));
         let last = fs::read_to_string(name).unwrap_or_default();
         last.lines().map(str::to_owned).collect()
+    }
+
+    /// The descriptors that the last `command` had, one a line: number and file.
+    #[allow(dead_code, reason = "tests/bench has no use for it")]
+    pub fn descriptors(&self, command: &str) -> String {
+        let list = fs::read_to_string(self.control.join(format!("files.{command}"))).unwrap();
+        let entry = |line: &str| {
+            let (start, file) = line.split_once(" -> ")?;
+            Some(format!("{} {file}\n", start.rsplit(' ').next()?))
+        };
+        list.lines().filter_map(entry).collect()
     }
 
     /// Only the arguments out of what [`Script::last`] gives.

@@ -10,7 +10,7 @@
 #   tired SECONDS does the command, then waits
 # and where it holds nothing, the real runtime (`$0.d/real`) does the command.
 # Every call is noted in `$0.d/calls`; its arguments, directory, owners and files of the standard streams
-# and environment in `$0.d/last.COMMAND`.
+# umask and environment in `$0.d/last.COMMAND`; its descriptors in `$0.d/files.COMMAND`.
 dir=$0.d
 command= log=/dev/stderr expect=
 for arg; do
@@ -28,7 +28,8 @@ for arg; do
 done
 owners=$(stat -Lc %u:%g /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2)
 files=$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2)
-{ printf '%s\n' "$@"; echo "cwd=$PWD"; echo stdio=$owners; echo stdio-files=$files; env; } >"$dir/last.$command"
+(ls -l /proc/$$/fd >"$dir/files.$command")
+{ printf '%s\n' "$@"; echo "cwd=$PWD"; echo stdio=$owners; echo stdio-files=$files; echo umask=$(umask); env; } >"$dir/last.$command"
 echo "$command" >>"$dir/calls"
 fail() {
     echo "{\"level\":\"error\",\"msg\":\"$*\",\"time\":\"2026-01-01T00:00:00Z\"}" >>"$log"
