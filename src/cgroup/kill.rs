@@ -4,13 +4,57 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use crate::cgroup::file::{absent, write};
-use crate::cgroup::tree;
+use crate::cgroup::file::{Reader, absent, write};
+use crate::cgroup::{Cgroup, tree};
+use crate::error::{Error, Result};
 use crate::ids::Pid;
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 
 /// How many processes are held at a time, each by one descriptor.
 const BATCH: usize = 128;
+
+impl Cgroup {
+    /// Whether its processes are kept from running, or are about to be: itself or one around it is
+    /// frozen.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the kernel does not say it.
+    pub(crate) fn is_frozen(&self) -> Result<bool> {
+        let mut reader = Reader::new();
+        let mut says = |path: &Path, line: &str| -> Result<bool> {
+            let text = reader.list(path).map_err(Error::io("read", path))?;
+            Ok(text.is_some_and(|text| text.lines().any(|found| found == line)))
+        };
+        if let Some(dir) = self.controller("freezer") {
+            let state = dir.join("freezer.state");
+            return Ok(says(&state, "FROZEN")? || says(&state, "FREEZING")?);
+        }
+        let Some(dir) = &self.v2 else { return Ok(false) };
+        Ok(says(&dir.join("cgroup.freeze"), "1")? || says(&dir.join("cgroup.events"), "frozen 1")?)
+    }
+
+    /// Lets its processes run, those that a part of it keeps frozen excepted.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn thaw(&self) -> Result<()> {
+        let file = match (self.controller("freezer"), &self.v2) {
+            (Some(dir), _) => (dir.join("freezer.state"), "THAWED"),
+            (None, Some(dir)) => (dir.join("cgroup.freeze"), "0"),
+            (None, None) => return Ok(()),
+        };
+        absent(write(&file.0, file.1)).map(drop).map_err(Error::io("thaw", &file.0))
+    }
+
+    /// Lets killed processes take their signal, in nested cgroups too; v2 does so by itself.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn thaw_killed(&self) -> Result<()> {
+        let Some(dir) = self.controller("freezer") else { return Ok(()) };
+        thaw(dir).map_err(Error::io("thaw", dir))
+    }
+}
 
 /// Sends SIGKILL to each of `pids` that is, by a second look, still in `dir` or nested in it.
 ///

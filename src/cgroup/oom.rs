@@ -37,6 +37,11 @@ pub(crate) struct OomWatch {
     /// Tells of kills, or of what may lead to one; without it only [`OomWatch::check`] does.
     ready: Option<Ready>,
     last: Cell<Counts>,
+    /// What the kernel said most recently: systemd removes a cgroup as soon as it is empty, which may
+    /// be before [`OomWatch::check`].
+    seen: Cell<Counts>,
+    /// Whose limit the kills in `seen` are about.
+    limit: Cell<Limit>,
     told: Cell<Option<Instant>>,
 }
 
@@ -64,10 +69,19 @@ struct Counts {
 pub(crate) struct Kills {
     /// Processes killed since the last look.
     pub(crate) new: u64,
-    /// Processes killed in the life of the cgroup.
-    pub(crate) total: u64,
     /// Whose limit was hit.
     pub(crate) limit: Limit,
+}
+
+/// All kills in a container since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Toll {
+    /// Processes killed.
+    pub(crate) kills: u64,
+    /// How often that was told.
+    pub(crate) episodes: u64,
+    /// Whose limit was hit at the last kill; `None` without one.
+    pub(crate) limit: Option<Limit>,
 }
 
 /// Whose limit was hit.
@@ -98,7 +112,8 @@ impl OomWatch {
         };
         let last = Cell::new(counter.read().ok()?);
         let ready = ready.inspect_err(|error| log::debug!("no notice of OOM kills: {error}")).ok();
-        Some(Self { counter, ready, last, told: Cell::default() })
+        let (seen, limit) = (last.clone(), Cell::new(Limit::Around));
+        Some(Self { counter, ready, last, seen, limit, told: Cell::default() })
     }
 
     /// Resolves when [`OomWatch::check`] has something to say, and does not take it.
@@ -112,7 +127,7 @@ impl OomWatch {
             let mut pauses = pauses.iter();
             loop {
                 // v1 notifies of the cgroup's removal, too, and then it counts nothing.
-                if self.counter.read().is_ok_and(|counts| counts.since(self.last.get()) > 0) {
+                if self.look().since(self.last.get()) > 0 {
                     return;
                 }
                 let Some(pause) = pauses.next() else { break };
@@ -133,26 +148,48 @@ impl OomWatch {
         }
     }
 
-    /// The kills since the last look, if they are a new episode: `None` for those that follow
-    /// within 100 ms of one that was told. A cgroup that is gone says nothing.
+    /// Notes what the kernel has counted, for a later [`OomWatch::check`].
+    pub(crate) fn note(&self) {
+        self.look();
+    }
+
+    /// The kernel's counts, or those of the last look if the cgroup is gone.
+    fn look(&self) -> Counts {
+        let seen = self.seen.get();
+        let Ok(counts) = self.counter.read() else { return seen };
+        if counts.since(seen) > 0 {
+            self.limit.set(match &self.counter {
+                Counter::V1(dir) if counts.nested > seen.nested || was_full(dir) => {
+                    Limit::LikelyOwn
+                }
+                Counter::V2(_) if counts.own > self.last.get().own => Limit::Own,
+                _ => Limit::Around,
+            });
+        }
+        self.seen.set(counts);
+        counts
+    }
+
+    /// The kills since the last one of these, which `toll` counts; `None` for those that follow
+    /// within 100 ms of an episode that was told, as they are a part of it.
     ///
-    /// Costs one system call on v2, four on v1.
-    pub(crate) fn check(&self) -> Option<Kills> {
-        let counts = self.counter.read().ok()?;
-        let last = self.last.replace(counts);
-        let new = counts.since(last);
+    /// Costs one system call on v2, four on v1. A cgroup that is gone has said all by then.
+    pub(crate) fn check(&self, toll: &Cell<Toll>) -> Option<Kills> {
+        let counts = self.look();
+        let new = counts.since(self.last.replace(counts));
+        if new == 0 {
+            return None;
+        }
+        let limit = self.limit.get();
         let same = self.told.get().is_some_and(|told| told.elapsed() < EPISODE);
-        if new == 0 || same {
+        let Toll { kills, episodes, .. } = toll.get();
+        let episodes = episodes + u64::from(!same);
+        toll.set(Toll { kills: kills + new, episodes, limit: Some(limit) });
+        if same {
             return None;
         }
         self.told.set(Some(Instant::now()));
-        let limit = match &self.counter {
-            Counter::V1(dir) if counts.nested > last.nested || was_full(dir) => Limit::LikelyOwn,
-            Counter::V1(_) => Limit::Around,
-            Counter::V2(_) if counts.own > last.own => Limit::Own,
-            Counter::V2(_) => Limit::Around,
-        };
-        Some(Kills { new, total: counts.kills + counts.nested, limit })
+        Some(Kills { new, limit })
     }
 }
 
@@ -162,7 +199,11 @@ impl Counter {
             Self::V2(events) => Ok(Counts::parse(text(events.as_fd(), &mut [0; BUFFER])?)),
             Self::V1(dir) => {
                 let mut all = Counts::default();
-                for nested in tree::nested(dir)? {
+                let dirs = tree::nested(dir)?;
+                if dirs.is_empty() {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                for nested in dirs {
                     let control = file::absent(File::open(nested.join("memory.oom_control")))?;
                     let Some(control) = control else { continue };
                     let counts = Counts::parse(text(control.as_fd(), &mut [0; BUFFER])?);
@@ -199,14 +240,26 @@ impl Counts {
     }
 }
 
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Own => "at its own memory limit",
+            Self::LikelyOwn => "probably at its own memory limit",
+            Self::Around => "at the memory limit of a cgroup around it, or of the host",
+        })
+    }
+}
+
 impl fmt::Display for Kills {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let limit = match self.limit {
-            Limit::Own => "at its own memory limit",
-            Limit::LikelyOwn => "probably at its own memory limit",
-            Limit::Around => "at the memory limit of a cgroup around it, or of the host",
-        };
-        write!(f, "{} killed {limit}, {} so far", self.new, self.total)
+        write!(f, "{} killed {}", self.new, self.limit)
+    }
+}
+
+impl fmt::Display for Toll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(limit) = self.limit else { return f.write_str("none killed") };
+        write!(f, "{} killed, told {} times, the last {limit}", self.kills, self.episodes)
     }
 }
 
@@ -280,7 +333,13 @@ mod tests {
 
     #[test]
     fn an_episode_is_described() {
-        let kills = Kills { new: 1, total: 3, limit: Limit::Own };
-        assert_eq!(kills.to_string(), "1 killed at its own memory limit, 3 so far");
+        let kills = Kills { new: 1, limit: Limit::Own };
+        assert_eq!(kills.to_string(), "1 killed at its own memory limit");
+        let toll = Toll { kills: 3, episodes: 2, limit: Some(Limit::LikelyOwn) };
+        assert_eq!(
+            toll.to_string(),
+            "3 killed, told 2 times, the last probably at its own memory limit"
+        );
+        assert_eq!(Toll::default().to_string(), "none killed");
     }
 }

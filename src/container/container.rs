@@ -1,6 +1,6 @@
 //! One container: what can be done with it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::bundle::{self, Bundle};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Toll};
 use crate::config;
 use crate::container::oom::Oom;
 use crate::container::process::turn;
@@ -49,12 +49,20 @@ pub(crate) struct Container {
     pub(super) cgroup: Option<Cgroup>,
     /// Until the init process's exit is announced.
     pub(super) oom: RefCell<Option<Oom>>,
+    pub(super) toll: Rc<Cell<Toll>>,
     pub(super) rootfs: RefCell<Option<RootfsMount>>,
     /// Pause, Resume and Update take turns here: one that hangs does not delay the news that the
     /// container has ended.
     pub(super) adjusting: Mutex<()>,
+    /// The kernel has its processes frozen since the last Pause; a runtime with a kernel of its own
+    /// pauses without.
+    pub(super) frozen: Cell<bool>,
+    /// Its init process was sent SIGKILL.
+    pub(super) killed: Cell<bool>,
     /// Kills that are under way.
     pub(super) kills: watch::Sender<u32>,
+    /// Starts of exec processes that are under way.
+    pub(super) starting: watch::Sender<u32>,
     pub(super) execs: RefCell<BTreeMap<ExecId, Rc<Process>>>,
 }
 
@@ -140,45 +148,10 @@ impl Container {
         self.init.pid().ok_or(Error::NotFound { what: "process", id: self.id.to_string() })
     }
 
-    /// Freezes the container; `/tasks/paused` follows. State says "pausing" meanwhile.
-    ///
-    /// # Errors
-    /// [`Error::State`] unless it runs; as the runtime says, and then it runs on.
-    pub(crate) async fn pause(&self, deadline: Option<Instant>) -> Result<()> {
-        let _turn = turn(&self.adjusting, self.id.as_str(), deadline).await?;
-        self.init.check(Change::Pause, "pause")?;
-        self.init.apply(Change::Pause);
-        if let Err(error) = self.runtime.pause(&self.call(deadline)).await {
-            self.init.apply(Change::PauseFailed);
-            return Err(error);
-        }
-        if self.init.is_dead() {
-            return Err(self.ended("pause"));
-        }
-        self.init.apply(Change::Paused);
-        self.shared.events.queue(Event::Paused { id: self.id.clone() });
-        Ok(())
-    }
-
-    /// Lets a paused container run on; `/tasks/resumed` follows.
-    ///
-    /// # Errors
-    /// [`Error::State`] unless it is paused; as the runtime says.
-    pub(crate) async fn resume(&self, deadline: Option<Instant>) -> Result<()> {
-        let _turn = turn(&self.adjusting, self.id.as_str(), deadline).await?;
-        self.init.check(Change::Resume, "resume")?;
-        self.runtime.resume(&self.call(deadline)).await?;
-        if self.init.is_dead() {
-            return Err(self.ended("resume"));
-        }
-        self.init.apply(Change::Resume);
-        self.shared.events.queue(Event::Resumed { id: self.id.clone() });
-        Ok(())
-    }
-
     /// Signals the init process, with `all` every process of the container, or those that berth
     /// knows of a container without a cgroup of its own. It waits for no turn: a container whose
-    /// Start or Pause hangs can be killed.
+    /// Start or Pause hangs can be killed. A paused one takes SIGKILL at once and other signals when
+    /// it goes on.
     ///
     /// # Errors
     /// [`Error::Finished`] if there is nothing left to signal; as the runtime says.
@@ -207,6 +180,11 @@ impl Container {
             Err(Error::Runtime { .. }) if signal == 9 && self.init.state() == State::Created => {
                 self.init.signal(signal)
             }
+            Ok(()) if signal == 9 => {
+                self.killed.set(true);
+                self.let_die();
+                Ok(())
+            }
             result => result,
         }
     }
@@ -222,16 +200,19 @@ impl Container {
         }
     }
 
-    /// Sets limits: `resources` is OCI `LinuxResources` as JSON.
+    /// Sets limits: `resources` is OCI `LinuxResources` as JSON. It is the runtime that does it, so
+    /// that its state and a systemd unit follow; what it does not know there, it passes over (runc
+    /// 1.1: huge pages, throttled devices, swappiness, RDMA, devices).
     ///
     /// # Errors
-    /// [`Error::State`] after the end; as the runtime says.
+    /// [`Error::Invalid`] for what is no object; [`Error::State`] after the end; as the runtime says.
     pub(crate) async fn update(&self, resources: &[u8], deadline: Option<Instant>) -> Result<()> {
+        let resources = limits(resources)?;
         let _turn = turn(&self.adjusting, self.id.as_str(), deadline).await?;
         if self.init.is_dead() {
             return Err(self.ended("update"));
         }
-        let file = bundle::Scratch::write(self.bundle.dir().join("resources.json"), resources)?;
+        let file = bundle::Scratch::write(self.bundle.dir().join("resources.json"), &resources)?;
         self.runtime.update(&self.call(deadline), file.path()).await
     }
 
@@ -245,16 +226,16 @@ impl Container {
     /// [`Error::Io`] if the cgroup cannot be read.
     pub(crate) fn pids(&self) -> Result<Vec<(Pid, Option<ExecId>)>> {
         let known = self.known_pids();
-        let mut pids: Vec<Pid> = match &self.cgroup {
+        let mut pids = match &self.cgroup {
             Some(cgroup) => cgroup.pids()?.unwrap_or_default(),
-            None => known.keys().copied().collect(),
+            None => Vec::new(),
         };
+        pids.extend(known.keys()); // one with the rights may leave the cgroup
         if pids.is_empty() {
-            // The init process has left its cgroup, or it has ended.
-            pids = known.keys().copied().chain(self.init.pid()).collect();
-            pids.sort_unstable();
-            pids.dedup();
+            pids.extend(self.init.pid());
         }
+        pids.sort_unstable();
+        pids.dedup();
         Ok(pids.into_iter().map(|pid| (pid, known.get(&pid).cloned().flatten())).collect())
     }
 
@@ -341,11 +322,20 @@ impl Container {
     }
 }
 
+/// Resources without the parts that are `null`, at which runc 1.1 crashes.
+fn limits(resources: &[u8]) -> Result<Vec<u8>> {
+    let wrong = |error| Error::Invalid(format!("resources are no LinuxResources: {error}"));
+    let mut parts: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(resources).map_err(wrong)?;
+    parts.retain(|_, part| !part.is_null());
+    serde_json::to_vec(&parts).map_err(wrong)
+}
+
 /// Counts a request as long as it lives.
-struct UnderWay<'a>(&'a watch::Sender<u32>);
+pub(super) struct UnderWay<'a>(&'a watch::Sender<u32>);
 
 impl<'a> UnderWay<'a> {
-    fn begin(count: &'a watch::Sender<u32>) -> Self {
+    pub(super) fn begin(count: &'a watch::Sender<u32>) -> Self {
         count.send_modify(|count| *count += 1);
         Self(count)
     }

@@ -1,7 +1,7 @@
 //! Create: from a bundle to a container whose init process waits for Start. Each step has a guard;
 //! success moves them all into the [`Container`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -262,9 +262,10 @@ impl Containers {
 
     /// Puts the container in its place and begins to wait for its end.
     fn admit(self: &Rc<Self>, made: Made, parts: Parts) {
+        let toll = Rc::default();
         let watch = |cgroup| {
             let (id, init) = (parts.id.clone(), parts.init.clone());
-            Oom::watch(cgroup, id, init, self.events.clone())
+            Oom::watch(cgroup, id, init, self.events.clone(), Rc::clone(&toll))
         };
         let oom = made.cgroup.as_ref().and_then(watch);
         let container = Rc::new(Container {
@@ -278,9 +279,13 @@ impl Containers {
             own_pid_namespace: parts.spec.has_own_pid_namespace(),
             cgroup: made.cgroup,
             oom: RefCell::new(oom),
+            toll,
             rootfs: RefCell::new(Some(parts.mounted)),
             adjusting: Mutex::default(),
+            frozen: Cell::default(),
+            killed: Cell::default(),
             kills: watch::Sender::new(0),
+            starting: watch::Sender::new(0),
             execs: RefCell::new(BTreeMap::new()),
         });
         self.map.borrow_mut().insert(parts.id, Slot::Ready(container.clone()));

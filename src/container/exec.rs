@@ -9,7 +9,7 @@ use tokio::task::spawn_local;
 use tokio::time::Instant;
 
 use crate::bundle::{self, Scratch};
-use crate::container::container::{Streams, drain_until};
+use crate::container::container::{Streams, UnderWay, drain_until};
 use crate::container::create::receive;
 use crate::container::state::{Change, State};
 use crate::container::{Container, Process};
@@ -48,16 +48,6 @@ impl Container {
         Ok(())
     }
 
-    /// A paused container would let the runtime hang, an ended one has nowhere to run in.
-    fn takes_execs(&self) -> Result<()> {
-        let state = match self.init.state() {
-            State::Created | State::Running if !self.init.is_dead() => return Ok(()),
-            State::Created | State::Running => "ending",
-            state => state.name(),
-        };
-        Err(Error::State { id: self.id.to_string(), change: "exec in", state })
-    }
-
     /// Runs a described process; returns its pid. `/tasks/exec-started` is queued before anything
     /// waits for its exit.
     ///
@@ -73,8 +63,10 @@ impl Container {
         let _turn = exec.take_turn(deadline).await?;
         exec.check(Change::Start, "start")?;
         self.takes_execs()?;
+        let starting = UnderWay::begin(&self.starting);
         exec.may_run();
         let child = self.run_exec(exec, &id, deadline).await.inspect_err(|_| exec.never_ran())?;
+        drop(starting);
         drop(Scratch::new(self.bundle.exec_process_file(&id))); // it may hold secrets
         if self.init.state().exit().is_some() {
             // The runtime took so long that the container's end has been announced meanwhile, and

@@ -25,6 +25,7 @@ impl Container {
     pub(super) fn watch_init(self: Rc<Self>, child: Child) {
         spawn_local(async move {
             let exit = child.exit.await.unwrap_or_else(|_| Exit::killed());
+            self.note_oom();
             self.init.mark_dead();
             let _turn = timeout(START, self.init.turn.lock()).await;
             if timeout(OTHERS, self.others_ended()).await.is_err() {

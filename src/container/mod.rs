@@ -7,6 +7,7 @@ mod exec;
 mod exit;
 mod handover;
 mod oom;
+mod pause;
 mod pod;
 mod process;
 mod state;
@@ -166,6 +167,10 @@ impl Containers {
                 Slot::Reserved(_) => lines.push(format!("container {id}: being created")),
                 Slot::Ready(container) => {
                     lines.push(format!("container {id}: {}", container.init.describe()));
+                    let toll = container.oom_toll();
+                    if toll.kills > 0 {
+                        lines.push(format!("container {id}: out of memory: {toll}"));
+                    }
                     for (exec_id, exec) in container.execs.borrow().iter() {
                         lines.push(format!("container {id} exec {exec_id}: {}", exec.describe()));
                     }

@@ -1,10 +1,11 @@
 //! Kills for lack of memory, told before the exit that they explain.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use tokio::task::{AbortHandle, spawn_local};
 
-use crate::cgroup::{Cgroup, OomWatch};
+use crate::cgroup::{Cgroup, OomWatch, Toll};
 use crate::container::{Container, Process};
 use crate::events::{Event, Events};
 use crate::ids::ContainerId;
@@ -19,6 +20,7 @@ struct Teller {
     watch: OomWatch,
     id: ContainerId,
     events: Events,
+    toll: Rc<Cell<Toll>>,
 }
 
 impl Drop for Oom {
@@ -37,8 +39,9 @@ impl Oom {
         id: ContainerId,
         init: Rc<Process>,
         events: Events,
+        toll: Rc<Cell<Toll>>,
     ) -> Option<Self> {
-        let teller = Rc::new(Teller { watch: OomWatch::open(cgroup)?, id, events });
+        let teller = Rc::new(Teller { watch: OomWatch::open(cgroup)?, id, events, toll });
         let told = teller.clone();
         let task = spawn_local(async move {
             loop {
@@ -53,13 +56,29 @@ impl Oom {
 
 impl Teller {
     fn tell(&self) {
-        let Some(kills) = self.watch.check() else { return };
-        log::info!("out of memory in container {}: {kills}", self.id);
+        let Some(kills) = self.watch.check(&self.toll) else { return };
+        log::info!(
+            "out of memory in container {}: {kills}; {} so far",
+            self.id,
+            self.toll.get().kills
+        );
         self.events.queue(Event::Oom { id: self.id.clone() });
     }
 }
 
 impl Container {
+    /// Notes kills while the cgroup is there for sure: at a process's end, before anything waits.
+    pub(super) fn note_oom(&self) {
+        if let Some(oom) = &*self.oom.borrow() {
+            oom.teller.watch.note();
+        }
+    }
+
+    /// The kills so far, also after the container's end.
+    pub(crate) fn oom_toll(&self) -> Toll {
+        self.toll.get()
+    }
+
     /// Queues `/tasks/oom` if a process was killed that it was not queued for; to be called between
     /// a process's end and the event that says so. Without an await: what follows stays next.
     pub(super) fn tell_oom(&self) {

@@ -61,8 +61,7 @@ pub(super) async fn call(
             empty()
         }
         "Update" => {
-            let request: api::UpdateTaskRequest = decode(payload)?;
-            containers.get(&request.id)?.update(&request.resources.value, deadline).await?;
+            update(containers, decode(payload)?, deadline).await?;
             empty()
         }
         "Wait" => encode(wait(containers, decode(payload)?, deadline).await?),
@@ -183,6 +182,17 @@ fn exec(containers: &Containers, request: api::ExecProcessRequest) -> Result<()>
     };
     let id = ExecId::new(&request.exec_id)?;
     containers.get(&request.id)?.add_exec(&id, &request.spec.value, stdio)
+}
+
+/// Its annotations are for runtimes that take them, which no OCI runtime's `update` does.
+async fn update(
+    containers: &Containers,
+    request: api::UpdateTaskRequest,
+    deadline: Option<Instant>,
+) -> Result<()> {
+    let container = containers.get(&request.id)?;
+    let resources = wire::task::resources(request.resources.get_or_default())?;
+    container.update(resources, deadline).await
 }
 
 /// The process that a request names, for requests that do nothing once it has ended.

@@ -3,8 +3,10 @@
 use containerd_shim_protos::api::{ProcessInfo, Status};
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
 
 use crate::container::State;
+use crate::error::{Error, Result};
 use crate::ids::{ExecId, Pid};
 use crate::wire::any;
 
@@ -16,6 +18,19 @@ pub(crate) fn status(state: State) -> Status {
         State::Pausing => Status::PAUSING,
         State::Paused => Status::PAUSED,
         State::Stopped(_) => Status::STOPPED,
+    }
+}
+
+/// OCI `LinuxResources` as JSON.
+///
+/// # Errors
+/// [`Error::Invalid`] for anything else, as Windows' resources.
+pub(crate) fn resources(any: &Any) -> Result<&[u8]> {
+    let url = any.type_url.as_str();
+    match url.strip_prefix("type.googleapis.com/").unwrap_or(url) {
+        "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources" => Ok(&any.value),
+        "" => Err(Error::Invalid("no resources are given".into())),
+        _ => Err(Error::Invalid(format!("resources of type {url:?} are not known"))),
     }
 }
 
