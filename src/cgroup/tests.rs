@@ -241,6 +241,13 @@ fn v2_kills_all_at_once() {
 }
 
 #[test]
+fn a_list_that_cannot_be_read_is_an_error_and_not_empty() {
+    let (dir, cgroup) = fake(&[]);
+    fs::create_dir(dir.path().join("cgroup.procs")).unwrap();
+    assert!(matches!(cgroup.pids(), Err(Error::Io { .. })), "{:?}", cgroup.pids());
+}
+
+#[test]
 fn a_cgroup_with_the_shim_in_it_is_not_killed() {
     let me = format!("{}\n", std::process::id());
     let (dir, cgroup) = fake(&[("cgroup.procs", &me), ("cgroup.kill", "")]);

@@ -76,11 +76,11 @@ impl Container {
             }
             log::warn!("container {:?} runs again, but {error}", self.id.as_str());
         }
-        if self.init.is_dead() {
-            return Err(self.ended("resume"));
+        // A signal that had waited may have ended it at once; nothing may follow the news of that.
+        if self.init.state().exit().is_none() {
+            self.init.apply(Change::Resume);
+            self.shared.events.queue(Event::Resumed { id: self.id.clone() });
         }
-        self.init.apply(Change::Resume);
-        self.shared.events.queue(Event::Resumed { id: self.id.clone() });
         Ok(())
     }
 
