@@ -14,7 +14,8 @@ use serde_json::json;
 use super::limited;
 use crate::support::{Host, Reader, Shim, Spec, eventually, mkfifo, skipped, within};
 
-/// How many containers, more than there are instances.
+/// How many containers, each with a shim of its own; half as many in one pod, and either is more than
+/// there are instances.
 const CONTAINERS: &str = "BERTH_OOM_CONTAINERS";
 const INSTANCES: &str = "/proc/sys/fs/inotify/max_user_instances";
 /// The kernel's and every distribution's value.
@@ -119,7 +120,7 @@ fn every_oom_kill_is_told_with_no_inotify_instance_left_on_the_host() {
     }
     raise_file_limit();
     let _used_up = UsedUp::new();
-    let count = containers();
+    let count = containers() / 2;
 
     let host = Host::new();
     fs::create_dir(host.dir().join("go")).unwrap();
@@ -133,6 +134,7 @@ fn every_oom_kill_is_told_with_no_inotify_instance_left_on_the_host() {
     pod.end();
     drop(host);
 
+    let count = containers();
     let host = Host::new();
     fs::create_dir(host.dir().join("go")).unwrap();
     let shims: std::sync::Mutex<Vec<(String, Shim<'_>)>> = std::sync::Mutex::default();
