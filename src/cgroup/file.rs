@@ -22,13 +22,13 @@ impl Reader {
         Self { buffer: vec![0; BUFFER] }
     }
 
-    /// The text of a control file in `dir`, or `None` if there is none: it is not there, its
+    /// The text of a control file, taken from `dir`, or `None` if there is none: it is not there, its
     /// cgroup was just removed, or the kernel runs without it (as pressure files do).
     ///
     /// Costs three system calls: the kernel makes such a file as one record, so a read that does
     /// not fill the buffer has all of it.
-    pub(super) fn control(&mut self, dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<&str>> {
-        absent(self.load(dir, Path::new(name), Records::One))
+    pub(super) fn control(&mut self, dir: BorrowedFd<'_>, path: &Path) -> io::Result<Option<&str>> {
+        absent(self.load(dir, path, Records::One))
     }
 
     /// The whole text of the file at `path`, which may be a list of many records (a mount table,

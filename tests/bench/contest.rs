@@ -1,9 +1,11 @@
 //! Rounds in which the shims take turns.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::args::Args;
 use crate::figures::Summary;
 use crate::ground;
+use crate::support::{self, Host};
 
 /// A shim in one of its ways of working.
 #[derive(Clone, Debug)]
@@ -12,6 +14,44 @@ pub(crate) struct Subject {
     pub(crate) program: PathBuf,
     /// berth's configuration file, where the way of working takes one.
     pub(crate) config: Option<&'static str>,
+}
+
+impl Subject {
+    fn new(name: &str, program: &Path, config: Option<&'static str>) -> Self {
+        let program = program.canonicalize().unwrap_or_else(|_| program.into());
+        Self { name: name.into(), program, config }
+    }
+
+    /// A containerd of its own, whose containers run with `runtime`.
+    pub(crate) fn host(&self, runtime: &str) -> Host {
+        let host = Host::measuring(&self.program, runtime);
+        match self.config {
+            Some(config) => host.configured(config),
+            None => host,
+        }
+    }
+}
+
+/// What berth is compared with: the stock shim, then those of the command line.
+pub(crate) fn others(args: &Args) -> Vec<Subject> {
+    let shims = args.shims.iter().map(|(name, program)| Subject::new(name, program, None));
+    [Subject::new("stock", &stock(args), None)].into_iter().chain(shims).collect()
+}
+
+/// The berth that is measured.
+pub(crate) fn berth(name: &str, config: Option<&'static str>) -> Subject {
+    Subject::new(name, Path::new(&support::binary()), config)
+}
+
+/// The stock shim of the newest containerd that was fetched for the tests, else that of `PATH`.
+fn stock(args: &Args) -> PathBuf {
+    const NAME: &str = "containerd-shim-runc-v2";
+    let built = Path::new(env!("CARGO_BIN_EXE_containerd-shim-berth-v1"));
+    let fetched = built.ancestors().map(|dir| dir.join("containerd/2.x/bin").join(NAME));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let installed = std::env::split_paths(&path).map(|dir| dir.join(NAME)).collect::<Vec<_>>();
+    let mut all = args.stock.clone().into_iter().chain(fetched).chain(installed);
+    all.find(|path| path.exists()).expect("a stock shim to compare with: --stock PATH")
 }
 
 /// How much of the work a turn does.

@@ -27,6 +27,7 @@ mod ground;
 mod host;
 mod io;
 mod machine;
+mod stats;
 #[path = "../support/mod.rs"]
 #[allow(
     dead_code,
@@ -55,14 +56,24 @@ struct Part {
     rounds: u32,
 }
 
-const PARTS: &[Part] = &[Part {
-    name: "io",
-    title: "Output of a process",
-    figures: io::FIGURES,
-    rows: io::rows,
-    subjects: io::subjects,
-    rounds: 7,
-}];
+const PARTS: &[Part] = &[
+    Part {
+        name: "io",
+        title: "Output of a process",
+        figures: io::FIGURES,
+        rows: io::rows,
+        subjects: io::subjects,
+        rounds: 7,
+    },
+    Part {
+        name: "stats",
+        title: "Calls that ask",
+        figures: stats::FIGURES,
+        rows: stats::rows,
+        subjects: stats::subjects,
+        rounds: 7,
+    },
+];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -109,15 +109,6 @@ pub(super) fn blocks(text: &str) -> impl Iterator<Item = Block<'_>> {
     })
 }
 
-/// The name of a block device in `/proc/partitions`.
-pub(super) fn device_name(partitions: &str, (major, minor): (u64, u64)) -> Option<&str> {
-    partitions.lines().find_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let found = number(words.next()?)? == major && number(words.next()?)? == minor;
-        if found { words.nth(1) } else { None }
-    })
-}
-
 /// `2MB` for a directory name `hugepages-2048kB`: the kernel names control files so.
 pub(super) fn huge_page_size(name: &str) -> Option<String> {
     let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
@@ -137,7 +128,6 @@ fn device(text: &str) -> Option<(u64, u64)> {
 pub(super) fn fuzz(text: &str) {
     let _ = (number(text), limit(text, u64::MAX), huge_page_size(text));
     let _ = (pairs(text).count(), pressure(text, "some"), blocks(text).count());
-    let _ = device_name(text, (8, 0));
     for (_, fields) in io(text) {
         let _ = fields.number("rbytes");
     }
@@ -206,11 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_devices_and_pages() {
-        let table = "major minor  #blocks  name\n\n 254        0  268435456 vda\n   8  1 2\n";
-        assert_eq!(device_name(table, (254, 0)), Some("vda"));
-        assert_eq!(device_name(table, (8, 1)), None);
-        assert_eq!(device_name("", (8, 1)), None);
+    fn sizes_of_huge_pages() {
         let cases = [
             ("hugepages-64kB", Some("64KB")),
             ("hugepages-2048kB", Some("2MB")),

@@ -1,7 +1,7 @@
 //! Metrics of a cgroup in v1 hierarchies.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 
 use containerd_shim_protos::cgroups::metrics::{
     BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, HugetlbStat, MemoryEntry, MemoryOomControl,
@@ -11,7 +11,7 @@ use protobuf::MessageField;
 
 use crate::cgroup::Directory;
 use crate::cgroup::file::Reader;
-use crate::cgroup::stats::{Files, Stats, huge_page_sizes, text};
+use crate::cgroup::stats::{Files, Host, Stats, text};
 
 /// Nanoseconds in a tick of `cpuacct.stat`: the kernel gives user space 100 ticks a second,
 /// whatever it counts in itself.
@@ -20,56 +20,100 @@ const TICK: u64 = 10_000_000;
 /// What `max` is in the message: since once only `pids.max` could say so, clients of v1 read 0.
 const UNLIMITED: u64 = 0;
 
+/// The controllers that count something.
+const COUNTING: [&str; 7] = ["cpu", "cpuacct", "memory", "pids", "blkio", "rdma", "hugetlb"];
+
+/// Files of each kind of memory: its use, the most so far, refusals, the limit.
+const USER: [&str; 4] = [
+    "memory.usage_in_bytes",
+    "memory.max_usage_in_bytes",
+    "memory.failcnt",
+    "memory.limit_in_bytes",
+];
+const WITH_SWAP: [&str; 4] = [
+    "memory.memsw.usage_in_bytes",
+    "memory.memsw.max_usage_in_bytes",
+    "memory.memsw.failcnt",
+    "memory.memsw.limit_in_bytes",
+];
+const KERNEL: [&str; 4] = [
+    "memory.kmem.usage_in_bytes",
+    "memory.kmem.max_usage_in_bytes",
+    "memory.kmem.failcnt",
+    "memory.kmem.limit_in_bytes",
+];
+const KERNEL_TCP: [&str; 4] = [
+    "memory.kmem.tcp.usage_in_bytes",
+    "memory.kmem.tcp.max_usage_in_bytes",
+    "memory.kmem.tcp.failcnt",
+    "memory.kmem.tcp.limit_in_bytes",
+];
+
 /// The metrics of the cgroup in `dirs`, or `None` if it is gone from all of them.
-pub(super) fn read(dirs: &[Directory], huge_pages: &Path) -> io::Result<Option<Stats>> {
+pub(super) fn read(dirs: &[Directory], host: &Host) -> io::Result<Option<Stats>> {
     let mut reader = Reader::new();
     let mut metrics = Box::new(Metrics::new());
     let mut found = false;
-    for dir in dirs {
-        let Some(mut files) = Files::open(&dir.path, UNLIMITED, &mut reader)? else { continue };
-        found = true;
+    for dir in dirs.iter().filter(|dir| COUNTING.iter().any(|name| dir.controls(name))) {
+        let files = if dir.controls("memory") {
+            Files::open(&dir.path, UNLIMITED, &mut reader)?
+        } else {
+            Some(Files::named(&dir.path, UNLIMITED, &mut reader))
+        };
+        let Some(mut files) = files else { continue };
         // The controllers of one hierarchy can be mounted together.
         for controller in dir.controllers.split(',') {
-            add(&mut metrics, controller, &mut files, huge_pages)?;
+            add(&mut metrics, controller, &mut files, host)?;
         }
+        found |= files.found;
     }
-    if metrics.blkio.is_some() {
-        name_devices(&mut metrics, &mut reader)?;
+    if let Some(blkio) = metrics.blkio.as_mut() {
+        name_devices(blkio, host);
     }
+    // It may be in hierarchies alone that count nothing.
+    found = found || dirs.iter().any(|dir| dir.path.exists());
     Ok(found.then_some(Stats::V1(metrics)))
 }
 
-/// Adds what one controller knows.
+/// Adds what one controller knows, unless its directory is gone.
 fn add(
     metrics: &mut Metrics,
     controller: &str,
     files: &mut Files<'_>,
-    huge_pages: &Path,
+    host: &Host,
 ) -> io::Result<()> {
     match controller {
-        "cpu" => throttling(cpu_of(metrics), files.text("cpu.stat")?),
-        "cpuacct" => usage(cpu_of(metrics), files)?,
+        "cpu" => {
+            if let Some(text) = files.optional("cpu.stat")? {
+                throttling(cpu_of(metrics), text);
+            }
+        }
+        "cpuacct" => {
+            if let Some(total) = files.optional_number("cpuacct.usage")? {
+                usage(cpu_of(metrics), total, files)?;
+            }
+        }
         "memory" => {
-            metrics.memory = MessageField::some(memory(files)?);
-            let oom = oom_control(files.text("memory.oom_control")?);
-            metrics.memory_oom_control = MessageField::some(oom);
+            if let Some(stat) = files.optional("memory.stat")?.map(memory_stat) {
+                metrics.memory = MessageField::some(memory(stat, files)?);
+                let oom = files.optional("memory.oom_control")?.map(oom_control);
+                metrics.memory_oom_control = MessageField::from_option(oom);
+            }
         }
         "pids" => {
-            metrics.pids = MessageField::some(PidsStat {
-                current: files.number("pids.current")?,
-                limit: files.number("pids.max")?,
-                ..PidsStat::new()
-            });
+            if let Some(current) = files.optional_number("pids.current")? {
+                let limit = files.number("pids.max")?;
+                metrics.pids = MessageField::some(PidsStat { current, limit, ..PidsStat::new() });
+            }
         }
-        "blkio" => metrics.blkio = MessageField::some(blkio(files)?),
+        "blkio" => metrics.blkio = MessageField::from_option(blkio(files)?),
         "rdma" => {
-            metrics.rdma = MessageField::some(RdmaStat {
-                current: rdma(files.text("rdma.current")?),
-                limit: rdma(files.text("rdma.max")?),
-                ..RdmaStat::new()
-            });
+            if let Some(current) = files.optional("rdma.current")?.map(rdma) {
+                let limit = rdma(files.text("rdma.max")?);
+                metrics.rdma = MessageField::some(RdmaStat { current, limit, ..RdmaStat::new() });
+            }
         }
-        "hugetlb" => metrics.hugetlb = huge_page_stats(files, huge_pages)?,
+        "hugetlb" => metrics.hugetlb = huge_page_stats(files, &host.huge_pages)?,
         _ => {}
     }
     Ok(())
@@ -95,9 +139,9 @@ fn throttling(cpu: &mut CPUStat, text: &str) {
     }
 }
 
-fn usage(cpu: &mut CPUStat, files: &mut Files<'_>) -> io::Result<()> {
+fn usage(cpu: &mut CPUStat, total: u64, files: &mut Files<'_>) -> io::Result<()> {
     let usage: &mut CPUUsage = cpu.usage.mut_or_insert_default();
-    usage.total = files.number("cpuacct.usage")?;
+    usage.total = total;
     for (key, ticks) in text::pairs(files.text("cpuacct.stat")?) {
         match key {
             "user" => usage.user = ticks.saturating_mul(TICK),
@@ -110,26 +154,25 @@ fn usage(cpu: &mut CPUStat, files: &mut Files<'_>) -> io::Result<()> {
     Ok(())
 }
 
-fn memory(files: &mut Files<'_>) -> io::Result<MemoryStat> {
-    let mut memory = memory_stat(files.text("memory.stat")?);
-    memory.usage = entry(files, "memory")?;
-    memory.swap = entry(files, "memory.memsw")?;
-    memory.kernel = entry(files, "memory.kmem")?;
-    memory.kernel_tcp = entry(files, "memory.kmem.tcp")?;
+fn memory(mut memory: MemoryStat, files: &mut Files<'_>) -> io::Result<MemoryStat> {
+    memory.usage = entry(files, USER)?;
+    memory.swap = entry(files, WITH_SWAP)?;
+    memory.kernel = entry(files, KERNEL)?;
+    memory.kernel_tcp = entry(files, KERNEL_TCP)?;
     Ok(memory)
 }
 
 /// One kind of memory. All four are in the message, with zeros where the kernel has no files:
 /// clients take them for granted.
-fn entry(files: &mut Files<'_>, kind: &str) -> io::Result<MessageField<MemoryEntry>> {
+fn entry(files: &mut Files<'_>, names: [&str; 4]) -> io::Result<MessageField<MemoryEntry>> {
     let mut entry = MemoryEntry::new();
-    let usage = format!("{kind}.usage_in_bytes");
+    let [usage, max, failcnt, limit] = names;
     // Swap accounting can be off, kernel accounting is going away: then skip three more misses.
-    if let Some(text) = files.optional(&usage)? {
-        entry.usage = text::number(text).unwrap_or_default();
-        entry.max = files.number(&format!("{kind}.max_usage_in_bytes"))?;
-        entry.failcnt = files.number(&format!("{kind}.failcnt"))?;
-        entry.limit = files.number(&format!("{kind}.limit_in_bytes"))?;
+    if let Some(usage) = files.optional_number(usage)? {
+        entry.usage = usage;
+        entry.max = files.number(max)?;
+        entry.failcnt = files.number(failcnt)?;
+        entry.limit = files.number(limit)?;
     }
     Ok(MessageField::some(entry))
 }
@@ -190,13 +233,21 @@ fn oom_control(text: &str) -> MemoryOomControl {
     oom
 }
 
-/// Block IO: from the CFQ scheduler's files, which Linux 5.0 dropped, if they count anything,
-/// else from the throttling layer's, where those with nested cgroups are newer (Linux 5.0).
-fn blkio(files: &mut Files<'_>) -> io::Result<BlkIOStat> {
+/// Block IO, nested cgroups included; `None` if the directory is gone.
+///
+/// From the throttling layer's files, of which Linux 5.0 has recursive ones. Before it, from the
+/// CFQ scheduler's, which it dropped, if they count anything; else from the throttling layer's
+/// without nested cgroups.
+fn blkio(files: &mut Files<'_>) -> io::Result<Option<BlkIOStat>> {
     let mut blkio = BlkIOStat::new();
-    let serviced = files.optional("blkio.io_serviced_recursive")?.map(blocks);
-    if let Some(serviced) = serviced {
-        blkio.io_serviced_recursive = serviced;
+    if let Some(text) = files.optional("blkio.throttle.io_serviced_recursive")? {
+        blkio.io_serviced_recursive = blocks(text);
+        let bytes = files.text("blkio.throttle.io_service_bytes_recursive")?;
+        blkio.io_service_bytes_recursive = blocks(bytes);
+        return Ok(Some(blkio));
+    }
+    if let Some(text) = files.optional("blkio.io_serviced_recursive")? {
+        blkio.io_serviced_recursive = blocks(text);
         blkio.sectors_recursive = blocks(files.text("blkio.sectors_recursive")?);
         blkio.io_service_bytes_recursive = blocks(files.text("blkio.io_service_bytes_recursive")?);
         blkio.io_queued_recursive = blocks(files.text("blkio.io_queued_recursive")?);
@@ -204,20 +255,12 @@ fn blkio(files: &mut Files<'_>) -> io::Result<BlkIOStat> {
         blkio.io_wait_time_recursive = blocks(files.text("blkio.io_wait_time_recursive")?);
         blkio.io_merged_recursive = blocks(files.text("blkio.io_merged_recursive")?);
         blkio.io_time_recursive = blocks(files.text("blkio.time_recursive")?);
-        if blkio != BlkIOStat::new() {
-            return Ok(blkio);
-        }
     }
-    blkio.io_serviced_recursive = throttled(files, "blkio.throttle.io_serviced")?;
-    blkio.io_service_bytes_recursive = throttled(files, "blkio.throttle.io_service_bytes")?;
-    Ok(blkio)
-}
-
-fn throttled(files: &mut Files<'_>, name: &str) -> io::Result<Vec<BlkIOEntry>> {
-    if let Some(text) = files.optional(&format!("{name}_recursive"))? {
-        return Ok(blocks(text));
+    if blkio == BlkIOStat::new() {
+        blkio.io_serviced_recursive = blocks(files.text("blkio.throttle.io_serviced")?);
+        blkio.io_service_bytes_recursive = blocks(files.text("blkio.throttle.io_service_bytes")?);
     }
-    Ok(blocks(files.text(name)?))
+    Ok(files.found.then_some(blkio))
 }
 
 fn blocks(text: &str) -> Vec<BlkIOEntry> {
@@ -231,9 +274,8 @@ fn blocks(text: &str) -> Vec<BlkIOEntry> {
     text::blocks(text).map(entry).collect()
 }
 
-/// Writes the devices' paths into the block IO metrics, if there are any to name.
-fn name_devices(metrics: &mut Metrics, reader: &mut Reader) -> io::Result<()> {
-    let Some(blkio) = metrics.blkio.as_mut() else { return Ok(()) };
+/// Writes the devices' paths into the block IO metrics; looks for each device once.
+fn name_devices(blkio: &mut BlkIOStat, host: &Host) {
     let lists = [
         &mut blkio.io_service_bytes_recursive,
         &mut blkio.io_serviced_recursive,
@@ -244,17 +286,12 @@ fn name_devices(metrics: &mut Metrics, reader: &mut Reader) -> io::Result<()> {
         &mut blkio.io_time_recursive,
         &mut blkio.sectors_recursive,
     ];
-    let mut entries = lists.into_iter().flatten().peekable();
-    if entries.peek().is_none() {
-        return Ok(());
+    let mut known = BTreeMap::new();
+    for entry in lists.into_iter().flatten() {
+        let numbers = (entry.major, entry.minor);
+        let name = known.entry(numbers).or_insert_with(|| host.device(numbers));
+        entry.device.clone_from(name);
     }
-    let partitions = reader.list(Path::new("/proc/partitions"))?.unwrap_or_default();
-    for entry in entries {
-        if let Some(name) = text::device_name(partitions, (entry.major, entry.minor)) {
-            entry.device = format!("/dev/{name}");
-        }
-    }
-    Ok(())
 }
 
 fn rdma(text: &str) -> Vec<RdmaEntry> {
@@ -267,121 +304,19 @@ fn rdma(text: &str) -> Vec<RdmaEntry> {
     text::rdma(text).map(entry).collect()
 }
 
-fn huge_page_stats(files: &mut Files<'_>, sizes: &Path) -> io::Result<Vec<HugetlbStat>> {
+/// The use of each size of huge pages; none if the directory is gone.
+fn huge_page_stats(files: &mut Files<'_>, sizes: &[String]) -> io::Result<Vec<HugetlbStat>> {
     let mut stats = Vec::new();
-    for pagesize in huge_page_sizes(sizes) {
+    for size in sizes {
+        let name = |what: &str| format!("hugetlb.{size}.{what}");
+        let Some(usage) = files.optional_number(&name("usage_in_bytes"))? else { break };
         stats.push(HugetlbStat {
-            usage: files.number(&format!("hugetlb.{pagesize}.usage_in_bytes"))?,
-            max: files.number(&format!("hugetlb.{pagesize}.max_usage_in_bytes"))?,
-            failcnt: files.number(&format!("hugetlb.{pagesize}.failcnt"))?,
-            pagesize,
+            usage,
+            max: files.number(&name("max_usage_in_bytes"))?,
+            failcnt: files.number(&name("failcnt"))?,
+            pagesize: size.clone(),
             ..HugetlbStat::new()
         });
     }
     Ok(stats)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A hierarchy's directory as the kernel would fill it.
-    fn fake(root: &Path, controllers: &str, files: &[(&str, &str)]) -> Directory {
-        let path = root.join(controllers);
-        std::fs::create_dir(&path).unwrap();
-        for (name, text) in files {
-            std::fs::write(path.join(name), text).unwrap();
-        }
-        Directory { controllers: controllers.into(), path }
-    }
-
-    fn metrics(dirs: &[Directory], huge_pages: &Path) -> Box<Metrics> {
-        match read(dirs, huge_pages).unwrap() {
-            Some(Stats::V1(metrics)) => metrics,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn every_controller_is_read() {
-        let root = tempfile::tempdir().unwrap();
-        let huge = root.path().join("huge");
-        std::fs::create_dir_all(huge.join("hugepages-2048kB")).unwrap();
-        let fake = |controllers: &str, files: &[_]| fake(root.path(), controllers, files);
-        let dirs = [
-            fake(
-                "cpuacct,cpu",
-                &[
-                    ("cpu.stat", "nr_periods 3\nnr_throttled 2\nthrottled_time 1\nnew 5\n"),
-                    ("cpuacct.stat", "user 2\nsystem 3\n"),
-                    ("cpuacct.usage", "51000000\n"),
-                    ("cpuacct.usage_percpu", "50000000 1000000 \n"),
-                ],
-            ),
-            fake(
-                "memory",
-                &[
-                    (
-                        "memory.stat",
-                        "cache 1\nrss 2\npgpgin 3\ntotal_cache 4\nhierarchical_memsw_limit 5\n\
-                         total_unevictable 6\n",
-                    ),
-                    ("memory.oom_control", "oom_kill_disable 0\nunder_oom 1\noom_kill 2\n"),
-                    ("memory.usage_in_bytes", "10\n"),
-                    ("memory.max_usage_in_bytes", "20\n"),
-                    ("memory.failcnt", "30\n"),
-                    ("memory.limit_in_bytes", "9223372036854771712\n"),
-                    ("memory.kmem.usage_in_bytes", "40\n"),
-                ],
-            ),
-            fake("pids", &[("pids.current", "2\n"), ("pids.max", "max\n")]),
-            fake(
-                "blkio",
-                &[
-                    ("blkio.throttle.io_serviced", "8:0 Read 99\n"),
-                    ("blkio.throttle.io_serviced_recursive", "8:0 Read 1\n8:0 Total 3\nTotal 3\n"),
-                    ("blkio.throttle.io_service_bytes", "8:0 Read 512\n"),
-                ],
-            ),
-            fake(
-                "hugetlb",
-                &[("hugetlb.2MB.usage_in_bytes", "4\n"), ("hugetlb.2MB.failcnt", "7\n")],
-            ),
-            fake("rdma", &[("rdma.max", "mlx hca_handle=max hca_object=3\n")]),
-            fake("name=systemd", &[]),
-        ];
-        let metrics = metrics(&dirs, &huge);
-        let (throttling, usage) = (&metrics.cpu.throttling, &metrics.cpu.usage);
-        let periods = (throttling.periods, throttling.throttled_periods, throttling.throttled_time);
-        assert_eq!(periods, (3, 2, 1));
-        assert_eq!((usage.total, usage.user, usage.kernel), (51_000_000, 20_000_000, 30_000_000));
-        assert_eq!(usage.per_cpu, [50_000_000, 1_000_000]);
-        let memory = &metrics.memory;
-        assert_eq!((memory.cache, memory.rss, memory.pg_pg_in, memory.total_cache), (1, 2, 3, 4));
-        assert_eq!((memory.hierarchical_swap_limit, memory.total_unevictable), (5, 6));
-        let of = &memory.usage;
-        assert_eq!((of.usage, of.max, of.failcnt, of.limit), (10, 20, 30, 0x7fff_ffff_ffff_f000));
-        assert!(memory.swap.is_some() && memory.kernel_tcp.is_some() && memory.kernel.usage == 40);
-        let oom = &metrics.memory_oom_control;
-        assert_eq!((oom.oom_kill_disable, oom.under_oom, oom.oom_kill), (0, 1, 2));
-        assert_eq!((metrics.pids.current, metrics.pids.limit), (2, 0));
-        let serviced = &metrics.blkio.io_serviced_recursive;
-        let serviced: Vec<_> = serviced.iter().map(|io| (io.op.as_str(), io.value)).collect();
-        assert_eq!(serviced, [("Read", 1), ("Total", 3)]);
-        assert_eq!(metrics.blkio.io_service_bytes_recursive[0].value, 512);
-        let huge = &metrics.hugetlb[0];
-        assert_eq!((huge.pagesize.as_str(), huge.usage, huge.failcnt), ("2MB", 4, 7));
-        assert_eq!(metrics.rdma.limit[0].hca_handles, u32::MAX);
-    }
-
-    #[test]
-    fn controllers_that_the_cgroup_lacks_are_left_out() {
-        let root = tempfile::tempdir().unwrap();
-        let none = Directory { controllers: "pids".into(), path: root.path().join("none") };
-        let memory = fake(root.path(), "memory", &[("memory.stat", "garbage\n\n \nrss x\n")]);
-        let metrics = metrics(&[none.clone(), memory], root.path());
-        assert!(metrics.pids.is_none() && metrics.cpu.is_none() && metrics.blkio.is_none());
-        assert!(metrics.rdma.is_none() && metrics.hugetlb.is_empty() && metrics.memory.rss == 0);
-        assert!(read(&[none], root.path()).unwrap().is_none(), "gone");
-    }
 }

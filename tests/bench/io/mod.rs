@@ -6,14 +6,13 @@ pub(crate) mod writer;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::args::Args;
-use crate::contest::{Load, Row, Sample, Subject};
-use crate::support::{self, Host, Shim, Spec, mkfifo};
+use crate::contest::{self, Load, Row, Sample, Subject};
+use crate::support::{Host, Shim, Spec, mkfifo};
 use crate::table::Figure;
 use crate::usage::{Spent, Usage};
 use pattern::Pattern;
@@ -87,28 +86,10 @@ pub(crate) fn rows(args: &Args) -> Vec<Row> {
 
 /// The stock shim first, then those of the command line, then berth in its two ways.
 pub(crate) fn subjects(args: &Args) -> Vec<Subject> {
-    let subject = |name: &str, program: &Path, config| Subject {
-        name: name.into(),
-        program: program.canonicalize().unwrap_or_else(|_| program.into()),
-        config,
-    };
-    let mut subjects = vec![subject("stock", &stock(args), None)];
-    subjects.extend(args.shims.iter().map(|(name, program)| subject(name, program, None)));
-    let berth = PathBuf::from(support::binary());
-    subjects.push(subject("berth, relay", &berth, Some(RELAY)));
-    subjects.push(subject("berth, handover", &berth, Some(HANDOVER)));
+    let mut subjects = contest::others(args);
+    subjects.push(contest::berth("berth, relay", Some(RELAY)));
+    subjects.push(contest::berth("berth, handover", Some(HANDOVER)));
     subjects
-}
-
-/// The stock shim of the newest containerd that was fetched for the tests, else that of `PATH`.
-fn stock(args: &Args) -> PathBuf {
-    const NAME: &str = "containerd-shim-runc-v2";
-    let built = Path::new(env!("CARGO_BIN_EXE_containerd-shim-berth-v1"));
-    let fetched = built.ancestors().map(|dir| dir.join("containerd/2.x/bin").join(NAME));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let installed = std::env::split_paths(&path).map(|dir| dir.join(NAME)).collect::<Vec<_>>();
-    let mut all = args.stock.clone().into_iter().chain(fetched).chain(installed);
-    all.find(|path| path.exists()).expect("a stock shim to compare with: --stock PATH")
 }
 
 /// One container, one stream; `None` where berth keeps the FIFO to itself whatever it is told.
@@ -125,10 +106,7 @@ fn turn(
     if load == Load::WarmUp {
         stream.count /= WARM_UP;
     }
-    let mut host = Host::measuring(&subject.program, runtime);
-    if let Some(config) = subject.config {
-        host = host.configured(config);
-    }
+    let host = subject.host(runtime);
     let shim = host.start("c", spec(stream, process));
     let (took, spent) = carry(&host, &shim, stream, process);
     shim.stop();
