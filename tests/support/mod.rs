@@ -1,7 +1,9 @@
 //! What plays containerd: bundles, `start` and `delete`, a ttrpc client, an event sink, FIFOs, a
 //! scripted runtime, and a guard that finds what a test leaves behind.
 
+mod counters;
 mod events;
+mod fields;
 mod fifo;
 mod host;
 mod image;
@@ -16,7 +18,9 @@ mod streams;
 
 use std::time::{Duration, Instant};
 
+pub use counters::{Counters, Fields, differences, hierarchies};
 pub use events::{EventSink, Mood};
+pub use fields::fields;
 use fifo::writer;
 pub use fifo::{Reader, mkfifo};
 pub use host::{Host, RUN, Stdin};
@@ -59,13 +63,18 @@ pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
 
 /// Waits until `condition` gives a value; panics with `what` after `limit`.
 #[track_caller]
-pub fn within<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn within<T>(limit: Duration, what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    poll(limit, condition).unwrap_or_else(|| panic!("not within {limit:?}: {what}"))
+}
+
+/// Waits until `condition` gives a value, `limit` at most.
+pub fn poll<T>(limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {
-        if let Some(value) = condition() {
+        let value = condition();
+        if value.is_some() || Instant::now() >= deadline {
             return value;
         }
-        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
