@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::command::{self, Output};
+use crate::counters::Counters;
 use crate::daemon::{self, Daemon, EventLog};
 use crate::{Shim, host, image};
 
@@ -255,6 +256,11 @@ impl<'a> Bed<'a> {
     /// Overlooks a socket that the stock shim leaves; berth's has to be gone in any case.
     pub(crate) fn excuse_stock_socket(&self) {
         self.socket_excused.set(self.shim == Shim::Stock);
+    }
+
+    /// What the kernel counts for container `id`, which `ctr` started.
+    pub(crate) fn counters(&self, id: &str) -> Counters {
+        Counters::of(&format!("{}/{id}", self.namespace))
     }
 
     /// The shim that started process `pid`.

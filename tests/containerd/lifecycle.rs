@@ -7,9 +7,12 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
+use serde_json::Value;
+
 use crate::bed::Bed;
+use crate::counters::Fields;
 use crate::daemon::explain;
-use crate::{Case, alone, command, host, many, shared};
+use crate::{Case, alone, command, counters, host, many, shared};
 
 pub(crate) const CASES: &[Case] = &[
     shared("kill", kill),
@@ -89,31 +92,61 @@ fn pause(bed: &Bed<'_>) {
     bed.remove(&id);
 }
 
-/// Metrics are of this container: its memory, its processes, its limit.
+/// Metrics are what the kernel says of this container, as far as this client and shim know its words.
 fn metrics(bed: &Bed<'_>) {
+    const NEEDED: [&[&str]; 2] = [
+        &["cpu.usage.total", "memory.usage.usage", "memory.usage.limit", "memory.total_rss"],
+        &["cpu.usage_usec", "memory.usage", "memory.usage_limit", "memory.anon"],
+    ];
     let id = bed.name("a");
-    bed.start(
-        &["--memory-limit", "67108864"],
-        &id,
-        &["sh", "-c", "sleep 1000 & sleep 1000 & wait"],
-    );
-    let table = command::until("two processes are counted", || {
-        let text = bed.ctr(&["task", "metrics", &id]).ok();
-        let table: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once(' ')).collect();
-        let table: BTreeMap<_, _> = table
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
-            .collect();
-        (table.get("pids.current")? == "3").then_some(table)
+    let limit = ["--memory-limit", "67108864"];
+    bed.start(&limit, &id, &["sh", "-c", "sleep 1000 & sleep 1000 & wait"]);
+    let counters = bed.counters(&id);
+    command::until("two processes are counted", || {
+        (counters.read().get("pids.current")? == "3").then_some(())
     });
-    let value = |keys: [&str; 2]| keys.iter().find_map(|key| table.get(*key)?.parse::<u64>().ok());
-    assert!(value(["memory.usage_in_bytes", "memory.usage"]) > Some(0), "{table:?}");
-    assert_eq!(
-        value(["memory.limit_in_bytes", "memory.usage_limit"]),
-        Some(67_108_864),
-        "{table:?}"
-    );
+    bed.ctr(&["task", "pause", &id]).ok();
+    let needed = NEEDED[usize::from(!counters.v1())];
+    let mut wrong = Vec::new();
+    let found = command::poll(|| {
+        let before = counters.read();
+        let text = bed.ctr(&["task", "metrics", "--format", "json", &id]).ok();
+        let found = flat(&serde_json::from_str(&text).unwrap());
+        wrong = counters::differences(&before, &found, &counters.read());
+        // A client of before a field does not show it, and none shows 0.
+        wrong.retain(|line| !line.contains("None is not in") || line.contains("Some(\"0\")"));
+        wrong.is_empty().then_some(found)
+    });
+    let found = found.unwrap_or_else(|| panic!("{wrong:#?}"));
+    for name in needed.iter().chain(&["pids.current"]) {
+        assert!(found.contains_key(*name), "{name} is not in {found:?}");
+    }
+    assert_eq!(found[needed[2]], "67108864");
+    let table = bed.ctr(&["task", "metrics", &id]).ok();
+    let row = table.lines().find_map(|line| line.strip_prefix("pids.current"));
+    assert_eq!(row.map(str::trim), Some("3"), "{table}");
+    bed.ctr(&["task", "resume", &id]).ok();
     bed.remove(&id);
+}
+
+/// The numbers and texts in `value` by their paths: `memory.usage.limit`, `hugetlb.0.max`.
+fn flat(value: &Value) -> Fields {
+    let part = |name: &str, value: &Value| {
+        let inner = flat(value).into_iter();
+        inner.map(|(rest, value)| (format!("{name}.{rest}"), value)).collect::<Vec<_>>()
+    };
+    let all: Vec<_> = match value {
+        Value::Object(parts) => parts.iter().flat_map(|(name, value)| part(name, value)).collect(),
+        Value::Array(parts) => parts
+            .iter()
+            .enumerate()
+            .flat_map(|(index, value)| part(&index.to_string(), value))
+            .collect(),
+        Value::Null => Vec::new(),
+        Value::String(text) => vec![(String::new(), text.clone())],
+        other => vec![(String::new(), other.to_string())],
+    };
+    all.into_iter().map(|(name, value)| (name.trim_end_matches('.').to_owned(), value)).collect()
 }
 
 /// The kernel's choice of a victim is an event.

@@ -26,6 +26,9 @@ mod bed;
 mod checkpoint;
 mod command;
 mod config;
+#[path = "../support/counters.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the tests of the built program")]
+mod counters;
 mod crash;
 mod cri;
 mod daemon;

@@ -389,6 +389,16 @@ pub(crate) struct CpuUsage {
 pub(crate) struct MemoryUsage {
     #[prost(message, optional, tag = "2")]
     pub(crate) working_set_bytes: Option<Number>,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) available_bytes: Option<Number>,
+    #[prost(message, optional, tag = "4")]
+    pub(crate) usage_bytes: Option<Number>,
+    #[prost(message, optional, tag = "5")]
+    pub(crate) rss_bytes: Option<Number>,
+    #[prost(message, optional, tag = "6")]
+    pub(crate) page_faults: Option<Number>,
+    #[prost(message, optional, tag = "7")]
+    pub(crate) major_page_faults: Option<Number>,
 }
 
 /// `UInt64Value`

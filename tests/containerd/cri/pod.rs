@@ -142,6 +142,11 @@ impl<'a> Pod<'a> {
         cgroups(&self.config)
     }
 
+    /// The path of the pod's own cgroup, the same in each hierarchy.
+    pub(crate) fn cgroup(&self) -> String {
+        self.config.linux.as_ref().unwrap().cgroup_parent.clone()
+    }
+
     /// The processes of the pod: its shim, its holder or pause container, its containers' programs.
     pub(crate) fn processes(&self) -> Vec<host::Process> {
         let cgroup = self.config.linux.as_ref().unwrap().cgroup_parent.clone() + "/";

@@ -3,10 +3,11 @@
 use std::fs;
 
 use crate::bed::Bed;
+use crate::counters::Counters;
 use crate::cri::messages::{
-    CREATED, ContainerId, ContainerStatsResponse, EXITED, Empty, ExecSyncRequest, ExecSyncResponse,
-    PodSandboxId, PodSandboxStatsResponse, READY, RUNNING, Resources,
-    UpdateContainerResourcesRequest,
+    CREATED, ContainerId, ContainerStatsResponse, CpuUsage, EXITED, Empty, ExecSyncRequest,
+    ExecSyncResponse, MemoryUsage, Number, PodSandboxId, PodSandboxStatsResponse, READY, RUNNING,
+    Resources, UpdateContainerResourcesRequest,
 };
 use crate::cri::{Cri, Pod, owned};
 use crate::{Case, command, pod};
@@ -136,19 +137,24 @@ fn stats(bed: &Bed<'_>) {
         container.linux().resources =
             Some(Resources { memory_limit_in_bytes: 64 * MIB, ..Resources::default() });
     });
-    command::until("the container's use is told", || {
+    let counters = Counters::of(&format!("{}/{container}", pod.cgroup()));
+    command::until("the container's use is what the kernel says", || {
         let request = ContainerId { id: container.clone() };
+        let before = Use::of(&counters);
         let answer: ContainerStatsResponse = cri.call("ContainerStats", &request);
+        let after = Use::of(&counters);
         let stats = answer.stats.unwrap();
-        let cpu = stats.cpu?.usage_core_nano_seconds?.value;
-        (cpu > 100_000_000 && stats.memory?.working_set_bytes?.value > 0).then_some(())
+        agrees(before, (stats.cpu, stats.memory), after, Some(64 << 20)).then_some(())
     });
-    command::until("the pod's use is told", || {
+    let counters = Counters::of(&pod.cgroup());
+    command::until("the pod's use is what the kernel says", || {
         let request = PodSandboxId { id: pod.id.clone() };
+        let before = Use::of(&counters);
         let answer: PodSandboxStatsResponse = cri.call("PodSandboxStats", &request);
+        let after = Use::of(&counters);
         let stats = answer.stats?.linux?;
-        let used = stats.cpu?.usage_core_nano_seconds?.value > 100_000_000;
-        (used && stats.containers.len() == 1).then_some(())
+        let count = stats.containers.len();
+        (agrees(before, (stats.cpu, stats.memory), after, None) && count == 1).then_some(())
     });
     let limit = || {
         let files = ["memory.limit_in_bytes", "memory.max"];
@@ -164,6 +170,65 @@ fn stats(bed: &Bed<'_>) {
     let _: Empty = cri.call("UpdateContainerResources", &request);
     assert_eq!(limit(), 96 * MIB);
     pod.remove();
+}
+
+/// What the kernel has counted for a cgroup by some moment, in the kubelet's words.
+#[derive(Clone, Copy)]
+struct Use {
+    cpu_nanoseconds: u64,
+    memory: u64,
+    /// Without the page cache that nothing uses.
+    working_set: u64,
+    rss: u64,
+    page_faults: u64,
+    major_page_faults: u64,
+}
+
+impl Use {
+    fn of(counters: &Counters) -> Self {
+        let all = counters.read();
+        let number =
+            |v1: &str, v2: &str| all[if counters.v1() { v1 } else { v2 }].parse::<u64>().unwrap();
+        let memory = number("memory.usage.usage", "memory.usage");
+        let idle = number("memory.total_inactive_file", "memory.inactive_file");
+        let cpu = number("cpu.usage.total", "cpu.usage_usec");
+        Self {
+            cpu_nanoseconds: if counters.v1() { cpu } else { 1000 * cpu },
+            memory,
+            working_set: memory.saturating_sub(idle),
+            rss: number("memory.total_rss", "memory.anon"),
+            page_faults: number("memory.total_pg_fault", "memory.pgfault"),
+            major_page_faults: number("memory.total_pg_maj_fault", "memory.pgmajfault"),
+        }
+    }
+}
+
+/// Whether a CRI plugin's answer lies between two moments, and the program has run by then. What the
+/// plugin does not tell (1.6 knows the working set alone) is no fault.
+fn agrees(
+    before: Use,
+    (cpu, memory): (Option<CpuUsage>, Option<MemoryUsage>),
+    after: Use,
+    limit: Option<u64>,
+) -> bool {
+    let (Some(cpu), Some(memory)) = (cpu.and_then(|cpu| cpu.usage_core_nano_seconds), memory)
+    else {
+        return false;
+    };
+    let within = |told: Option<Number>, of: fn(&Use) -> u64| {
+        let (one, other) = (of(&before), of(&after));
+        told.is_none_or(|told| (one.min(other)..=one.max(other)).contains(&told.value))
+    };
+    let rest = memory.working_set_bytes.map(|set| limit.unwrap_or(u64::MAX) - set.value);
+    cpu.value > 100_000_000
+        && memory.working_set_bytes.is_some_and(|set| set.value > 0)
+        && within(Some(cpu), |of| of.cpu_nanoseconds)
+        && within(memory.working_set_bytes, |of| of.working_set)
+        && within(memory.usage_bytes, |of| of.memory)
+        && within(memory.rss_bytes, |of| of.rss)
+        && within(memory.page_faults, |of| of.page_faults)
+        && within(memory.major_page_faults, |of| of.major_page_faults)
+        && (limit.is_none() || memory.available_bytes.is_none_or(|left| Some(left.value) == rest))
 }
 
 /// A container that ended is started again, in the same pod and under the same name, as the next
