@@ -29,6 +29,9 @@ const PSI: &str = "some avg10=1.50 avg60=2.25 avg300=3.75 total=4\n\
 const PSI_FIELDS: &str = "some.avg10=1.5 some.avg60=2.25 some.avg300=3.75 some.total=4 \
     full.avg10=5.5 full.avg60=6.25 full.avg300=7.75 full.total=8";
 
+/// Files: their names and what they say.
+type Texts<'a> = &'a [(&'a str, &'a str)];
+
 /// A cgroup's directories as the kernel would fill them, and a host.
 struct Fixture {
     root: tempfile::TempDir,
@@ -51,7 +54,7 @@ impl Fixture {
     }
 
     /// A directory `name` with `files`.
-    fn dir(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    fn dir(&self, name: &str, files: Texts<'_>) -> PathBuf {
         let path = self.root.path().join(name);
         fs::create_dir(&path).unwrap();
         for (name, text) in files {
@@ -60,7 +63,7 @@ impl Fixture {
         path
     }
 
-    fn v1(&self, controllers: &str, files: &[(&str, &str)]) -> Directory {
+    fn v1(&self, controllers: &str, files: Texts<'_>) -> Directory {
         Directory { controllers: controllers.into(), path: self.dir(controllers, files) }
     }
 }
@@ -332,7 +335,7 @@ fn newer_kernels_parts_of_a_counter_are_added_up() {
 #[test]
 fn controllers_that_the_cgroup_lacks_are_left_out() {
     let cpu = ("cpu.stat", "usage_usec 9\nx\n");
-    let v2_cases: &[(&str, &[(&str, &str)], &str)] = &[
+    let v2_cases: &[(&str, Texts<'_>, &str)] = &[
         ("no controller", &[cpu], "cpu"),
         ("CPU time without the controller", &[cpu, ("cgroup.controllers", "pids\n")], "cpu"),
         ("pids", &[cpu, ("pids.current", "1\n")], "cpu pids"),
@@ -355,7 +358,7 @@ fn controllers_that_the_cgroup_lacks_are_left_out() {
         let dir = fixture.dir("c", files);
         assert_eq!(parts(&v2_fields(&dir, &fixture.host)), *expected, "{name}");
     }
-    let v1_cases: &[(&str, &str, &[(&str, &str)], &str)] = &[
+    let v1_cases: &[(&str, &str, Texts<'_>, &str)] = &[
         ("nothing counts", "name=systemd", &[], ""),
         ("cpu", "cpu", &[("cpu.stat", "")], "cpu"),
         ("cpuacct", "cpuacct", &[("cpuacct.usage", "1\n")], "cpu"),
