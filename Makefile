@@ -1,6 +1,7 @@
 # One file to learn them by: `make help`. CI runs `check` and `test`, see .ci/run.
 PREFIX ?= /usr/local
-# Words that choose among the containerd tests, such as TEST='1.7 crun berth shim-killed'.
+# Words that choose among the containerd tests, such as TEST='1.7 crun berth shim-killed', or among
+# those of `make cgroup2`: tests/cgroup2/main.rs.
 TEST ?=
 # Words and options for `make bench`, such as ARGS='io terminal --runtime crun': tests/bench/main.rs.
 ARGS ?=
@@ -17,10 +18,10 @@ export RUSTFLAGS = -C target-feature=+crt-static -C relocation-model=static
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/release/containerd-shim-berth-v1
 
 .DEFAULT_GOAL := build
-.PHONY: help demo build check test bench fuzz pods install clean where
+.PHONY: help demo build check test cgroup2 bench fuzz pods install clean where
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: ## run a container with berth and look at it, step by step; as root; installs what is missing
 	@packaging/demo.sh
@@ -35,13 +36,18 @@ check: ## format, lints, licences
 	@packaging/setup.sh check
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --test containerd -- -D warnings
+	cargo clippy --locked --test containerd --test cgroup2 -- -D warnings
 	packaging/check-licences.sh
 
 test: ## every test, with real containerds; as root; installs what is missing
 	@packaging/setup.sh test
 	cargo test --locked
 	cargo test --locked --test containerd -- $(TEST)
+	cargo test --locked --test cgroup2
+
+cgroup2: ## the part of `make test` on a cgroup v2 host, such as TEST='crun stats::'; as root
+	@packaging/setup.sh test
+	cargo test --locked --test cgroup2 -- $(TEST)
 
 bench: build ## what berth costs beside the stock shim, such as ARGS=io; as root
 	@packaging/setup.sh test

@@ -18,6 +18,9 @@ demo='containerd:containerd ctr:containerd runc:runc busybox:busybox-static ps:p
 test='crun:crun tar:tar mkfs.erofs:erofs-utils mkfs.ext4:e2fsprogs fuse-overlayfs:fuse-overlayfs
     fusermount3:fuse3 strace:strace setpriv:util-linux /usr/lib/cni/ptp:containernetworking-plugins'
 
+# Boots the cgroup v2 host of the tests. Only Debian has it, so without it that part is skipped.
+second_kernel=user-mode-linux
+
 # Prints the packages of those programs that are missing.
 missing() {
     for entry; do command -v "${entry%:*}" >/dev/null || echo "${entry#*:}"; done
@@ -70,6 +73,11 @@ install_rust() {
     rust_is_there || fail "Rust $wanted or newer is needed; found: ${found:-none}"
 }
 
+install_second_kernel() {
+    (install "$second_kernel") ||
+        say "NO $second_kernel: NOTHING WILL BE TESTED ON CGROUP V2 on this machine" >&2
+}
+
 # The two parts of the toolchain that only `make check` needs.
 install_lints() {
     if command -v rustup >/dev/null && rustup show active-toolchain >/dev/null 2>&1; then
@@ -94,5 +102,6 @@ wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 rust_is_there || install_rust
 [ "$1" != check ] || { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1 ||
     install_lints
+[ "$1" != test ] || command -v linux.uml >/dev/null || install_second_kernel
 [ "$1" != test ] || packaging/fetch-containerd.sh
 say "ready: Rust $found"

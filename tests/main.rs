@@ -1,7 +1,8 @@
 //! Tests of the built binary: they play containerd, with a scripted runtime and an event sink.
 //!
 //! `BERTH_TEST_SHIM=PATH` tests another shim binary (the stock one proves the tests themselves),
-//! `BERTH_TEST_RUNTIME=NAME` runs the containers with another OCI runtime than runc.
+//! `BERTH_TEST_RUNTIME=NAME` runs the containers with another OCI runtime than runc,
+//! `BERTH_TEST_SLOW=TIMES` is for machines where everything takes that many times as long.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, unreachable_pub)]
 #![allow(missing_docs)]
 

@@ -10,8 +10,13 @@ use std::time::{Duration, Instant};
 /// want the processors too.
 pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 
-/// The longest wait for a condition that another process brings about.
-pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(60);
+/// The longest wait for a condition that another process brings about, in seconds.
+const WAIT: usize = 60;
+
+/// [`WAIT`], `BERTH_TEST_SLOW` times as long where `tests/cgroup2` asks for it.
+pub(crate) fn wait_limit() -> Duration {
+    Duration::from_secs((WAIT * crate::number("BERTH_TEST_SLOW", 1)) as u64)
+}
 
 /// A program that ended.
 #[derive(Debug)]
@@ -61,7 +66,7 @@ struct Text {
 
 impl Printed {
     /// Waits until what was printed is as `expected` wants it; gives up when nothing more comes,
-    /// or after [`WAIT_LIMIT`].
+    /// or after [`wait_limit`].
     pub(crate) fn wait(&self, expected: impl Fn(&[u8]) -> bool) {
         let _ = poll(|| {
             let text = self.0.lock().unwrap();
@@ -147,16 +152,16 @@ pub(crate) fn wait(child: &mut Child, what: &str) -> ExitStatus {
     }
 }
 
-/// Polls until `probe` has an answer; panics with `what` after [`WAIT_LIMIT`].
+/// Polls until `probe` has an answer; panics with `what` after [`wait_limit`].
 #[track_caller]
 pub(crate) fn until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
     let answer = poll(probe);
-    answer.unwrap_or_else(|| panic!("not within {} s: {what}", WAIT_LIMIT.as_secs()))
+    answer.unwrap_or_else(|| panic!("not within {} s: {what}", wait_limit().as_secs()))
 }
 
-/// Polls until `probe` has an answer, for [`WAIT_LIMIT`].
+/// Polls until `probe` has an answer, for [`wait_limit`].
 pub(crate) fn poll<T>(mut probe: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + WAIT_LIMIT;
+    let deadline = Instant::now() + wait_limit();
     loop {
         let answer = probe();
         if answer.is_some() || Instant::now() > deadline {

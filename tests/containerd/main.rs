@@ -16,9 +16,11 @@
 //! case. Of the rows that pass then (`unstable`), a run bears [`UNSTABLE`] of berth's, and any of the
 //! stock shim's, which loses output and events at times.
 //!
+//! `--cgroups` chooses the cases whose ways depend on the host's cgroups, for `tests/cgroup2`.
 //! `--cost` measures instead what a pod costs, `BERTH_ROUNDS` times with each shim, and
 //! `BERTH_TEST_SHIM` names another build of berth. `BERTH_MANY` is the number of containers and exec processes that end at once (100), `BERTH_PODS` that
-//! of the pods that start at once (30), `BERTH_JOBS` that of the cases that run at the same time (4).
+//! of the pods that start at once (30), `BERTH_JOBS` that of the cases that run at the same time (4), `BERTH_TEST_SLOW`
+//! how many times as long as usual a condition may need.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
@@ -176,7 +178,10 @@ fn main() -> ExitCode {
     let (flags, words): (Vec<_>, Vec<_>) =
         arguments.into_iter().partition(|word| word.starts_with('-'));
     let versions = versions();
-    let plan = plan(&versions, &words);
+    let mut plan = plan(&versions, &words);
+    if flags.iter().any(|flag| flag == "--cgroups") {
+        plan.retain(|row| concerns_cgroups(row.case));
+    }
     if !versions.iter().all(|(_, programs)| runsc::program(programs).exists()) {
         eprintln!("NO RUNSC: its cases are skipped; packaging/fetch-containerd.sh fetches it");
     }
@@ -301,6 +306,32 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
     // Those that share a daemon side by side.
     rows.sort_by_key(|row| (row.version, row.runtime.name() != "runc", row.case.pods));
     rows
+}
+
+/// The cases beside those of `resources` for which it matters what cgroups the host has.
+const CGROUPS: &[&str] = &[
+    "output-and-status",
+    "kill",
+    "kill-exec",
+    "pause",
+    "metrics",
+    "out-of-memory",
+    "pids",
+    "event-order",
+    "host-pid-namespace",
+    "group",
+    "shim-killed",
+    "group-shim-killed",
+    "containerd-killed",
+    "pod-lifecycle",
+    "pod-stats",
+    "pod-oom",
+    "pod-overhead",
+    "pod-shim-killed",
+];
+
+fn concerns_cgroups(case: &Case) -> bool {
+    resources::CASES.iter().any(|own| own.name == case.name) || CGROUPS.contains(&case.name)
 }
 
 /// How many rows of berth may pass only when they are repeated by themselves.

@@ -297,7 +297,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let deadline = Instant::now() + super::SOON;
+        let deadline = Instant::now() + super::patient(super::SOON);
         let mut remains = self.remains();
         while !std::thread::panicking() && !remains.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));

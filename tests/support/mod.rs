@@ -61,9 +61,16 @@ pub fn eventually<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
     within(SOON, what, condition)
 }
 
-/// Waits until `condition` gives a value; panics with `what` after `limit`.
+/// What `limit` is on this machine: `BERTH_TEST_SLOW` times as long, as `tests/cgroup2` asks for.
+pub fn patient(limit: Duration) -> Duration {
+    let factor = std::env::var("BERTH_TEST_SLOW");
+    limit * factor.map_or(1, |factor| factor.parse().unwrap())
+}
+
+/// Waits until `condition` gives a value; panics with `what` after `limit`, which is [`patient`].
 #[track_caller]
 pub fn within<T>(limit: Duration, what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    let limit = patient(limit);
     poll(limit, condition).unwrap_or_else(|| panic!("not within {limit:?}: {what}"))
 }
 

@@ -38,7 +38,7 @@ impl Task {
     /// Connects to the address that `start` printed.
     pub fn connect(address: &str, api: Api) -> Answer<Self> {
         let client = ttrpc::Client::connect(address).map_err(refusal)?;
-        Ok(Self { client, api, limit: LIMIT })
+        Ok(Self { client, api, limit: super::patient(LIMIT) })
     }
 
     /// The same connection with another deadline, which the shim is told too.

@@ -1,7 +1,7 @@
 //! gRPC with one request and one answer, over a unix socket.
 
+use crate::command;
 use std::path::Path;
-use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::client;
@@ -9,9 +9,6 @@ use http::{HeaderMap, Request};
 use prost::Message;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
-
-/// The longest that one call may take.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// An answer that is none, in gRPC's words.
 #[derive(Debug)]
@@ -32,7 +29,7 @@ pub(crate) fn call<A: Message + Default>(
     frame.put_u32(u32::try_from(request.encoded_len()).unwrap());
     request.encode(&mut frame).unwrap();
     let exchange = exchange(socket, method, frame.freeze());
-    let answer = runtime.block_on(async { timeout(LIMIT, exchange).await });
+    let answer = runtime.block_on(async { timeout(command::wait_limit(), exchange).await });
     let answer = answer.unwrap_or_else(|_| panic!("{method} hangs"));
     let mut answer = answer.unwrap_or_else(|error| panic!("{method}: {error}"))?;
     assert!(answer.len() >= 5 && answer.get_u8() == 0, "{method}: {answer:?}");

@@ -37,7 +37,7 @@ impl Stream {
         let address = url.strip_prefix("http://").unwrap_or_else(|| panic!("{url}"));
         let (host, path) = address.split_once('/').unwrap();
         let socket = TcpStream::connect(host).unwrap();
-        socket.set_read_timeout(Some(command::WAIT_LIMIT)).unwrap();
+        socket.set_read_timeout(Some(command::wait_limit())).unwrap();
         let mut server = BufReader::new(socket);
         let request = format!(
             "GET /{path} HTTP/1.1\r\n\
