@@ -70,7 +70,7 @@ async fn life(
     path: PathBuf,
     signals: SignalFd,
 ) -> Result<()> {
-    let events = Events::new(namespace.clone());
+    let events = Events::new(namespace.clone(), PathBuf::from("."));
     // A process with all its streams takes seven descriptors, and the usual limit is 1024.
     let files = raise_file_limit()
         .inspect_err(|error| log::warn!("cannot raise the limit of open files: {error}"));

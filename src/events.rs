@@ -2,33 +2,55 @@
 //!
 //! Whoever changes a task queues the event in the same turn, without an await in between: the
 //! queue's order is then the task's order. One loop delivers from the head and takes an event off
-//! only when containerd has answered, so nothing is lost while containerd is down.
+//! only when containerd has answered, so nothing is lost while containerd is down, however long: what
+//! is more than a little goes to a file without a name in the bundle's work directory.
+//!
+//! An event arrives twice if containerd took it and its answer did not come here: it was killed in
+//! between, or answered later than this waited. containerd and its clients bear that: they find the
+//! process ended, or the container gone, which the event tells. One that ends a second time has the
+//! same pid, status and time.
+//!
+//! The daemon ends with events that were not taken only after [`crate::daemon`]'s time for them, if it is
+//! killed, or if the disk that has them fails. `delete`, which containerd runs then, answers with an exit
+//! in place of the lost one.
+
+mod store;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use containerd_shim_protos::shim::events::ForwardRequest;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use ttrpc::Code;
 
+use self::store::{Head, Read, Record, Store};
 use crate::error::Error;
 use crate::ids::{ContainerId, ExecId, Namespace, Pid};
 use crate::io::StdioSpec;
 use crate::reaper::Exit;
 use crate::rootfs::Mount;
 use crate::rpc::client::Client;
+use crate::sys::thread::blocking;
 use crate::wire;
 
-/// How long containerd may take to accept one event, as the Go shim has it.
+/// How long containerd may take to accept one event, as the Go shim has it; doubled each time that it
+/// takes longer, so that one that is slow, but answers, does not get the same event for ever.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+const LAST_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before the first repetition; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const SECOND_PAUSE: Duration = Duration::from_millis(40);
 /// Longest pause, so that a containerd that is back hears of everything soon.
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after the disk has refused events.
+const DISK_PAUSE: Duration = Duration::from_secs(2);
+/// How often a failing disk is asked for what it has before that is given up.
+const READS: u32 = 5;
 
 /// Something that happened to a task. `pid` is the process's own, `id` the container's.
 #[derive(Clone, Debug)]
@@ -60,24 +82,36 @@ pub(crate) enum Event {
     Resumed { id: ContainerId },
 }
 
+impl Event {
+    /// Somebody waits for it, or acts on it, and nothing else tells: never dropped.
+    fn is_vital(&self) -> bool {
+        matches!(self, Self::Exited { .. } | Self::Oom { .. } | Self::Deleted { .. })
+    }
+}
+
 /// The journal; cheap to clone, all clones are one.
 #[derive(Clone)]
 pub(crate) struct Events(Rc<Journal>);
 
 struct Journal {
     namespace: Namespace,
-    queue: RefCell<VecDeque<(Event, SystemTime)>>,
+    bundle: PathBuf,
+    store: RefCell<Store>,
     queued: Notify,
+    overflows: Notify,
     empty: Notify,
 }
 
 impl Events {
-    /// An empty journal for the tasks of one containerd namespace.
-    pub(crate) fn new(namespace: Namespace) -> Self {
+    /// An empty journal for the tasks of one containerd namespace, which may write to the work
+    /// directory of `bundle`.
+    pub(crate) fn new(namespace: Namespace, bundle: PathBuf) -> Self {
         Self(Rc::new(Journal {
             namespace,
-            queue: RefCell::default(),
+            bundle,
+            store: RefCell::default(),
             queued: Notify::new(),
+            overflows: Notify::new(),
             empty: Notify::new(),
         }))
     }
@@ -85,13 +119,24 @@ impl Events {
     /// Appends an event. Call it in the turn that made the event true, before any await.
     pub(crate) fn queue(&self, event: Event) {
         log::debug!("event: {event:?}");
-        self.0.queue.borrow_mut().push_back((event, SystemTime::now()));
+        let encoded = wire::event::forward_request(&event, SystemTime::now(), &self.0.namespace);
+        let bytes = match encoded {
+            Ok(bytes) => bytes.into_boxed_slice(),
+            Err(error) => return log::error!("an event is lost: {error}"),
+        };
+        let mut store = self.0.store.borrow_mut();
+        if !store.push(Record { bytes, vital: event.is_vital() }) {
+            log::debug!("dropped: {event:?}");
+        }
+        if store.overflows() {
+            self.0.overflows.notify_one();
+        }
         self.0.queued.notify_one();
     }
 
     /// How many events containerd has not taken yet.
     pub(crate) fn waiting(&self) -> usize {
-        self.0.queue.borrow().len()
+        self.0.store.borrow().len()
     }
 
     /// Resolves when containerd has taken everything that is queued.
@@ -105,23 +150,30 @@ impl Events {
     ///
     /// An event that containerd answers with a refusal of the event itself is logged and taken off:
     /// it would be refused again and block all that follow. Every other failure is repeated without
-    /// end. A call whose answer got lost is repeated too, so an event may arrive twice, never not
-    /// at all.
+    /// end.
     pub(crate) async fn deliver(self, address: PathBuf) {
+        tokio::join!(self.forward_all(address), self.spill());
+    }
+
+    async fn forward_all(&self, address: PathBuf) {
         let mut client = Client::new(address);
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut limit) = (FIRST_PAUSE, PUBLISH_TIMEOUT);
         loop {
-            let Some(request) = self.head() else {
+            let Some(request) = self.head().await else {
                 self.0.empty.notify_waiters();
                 self.0.queued.notified().await;
                 continue;
             };
-            match self.forward(&mut client, request).await {
+            let begin = Instant::now();
+            match self.forward(&mut client, request, limit).await {
                 Ok(()) => {
                     if pause > SECOND_PAUSE {
-                        log::info!("containerd takes events again, {} wait", self.waiting() - 1);
+                        self.say_taken();
                     }
                     pause = FIRST_PAUSE;
+                    if begin.elapsed() < PUBLISH_TIMEOUT / 2 {
+                        limit = PUBLISH_TIMEOUT;
+                    }
                 }
                 Err(error) if refuses_event(&error) => {
                     log::error!("containerd refuses an event, which is dropped: {error}");
@@ -131,26 +183,97 @@ impl Events {
                     if pause == SECOND_PAUSE {
                         log::warn!("cannot deliver an event, will try until it is taken: {error}");
                     }
+                    if matches!(error, Error::Deadline { .. }) {
+                        limit = (limit * 2).min(LAST_TIMEOUT);
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LAST_PAUSE);
                     continue;
                 }
             }
-            self.0.queue.borrow_mut().pop_front();
+            self.0.store.borrow_mut().pop();
         }
     }
 
-    /// The request for the first event.
-    fn head(&self) -> Option<ForwardRequest> {
-        let queue = self.0.queue.borrow();
-        let (event, at) = queue.front()?;
-        Some(wire::event::forward_request(event, *at, &self.0.namespace))
+    fn say_taken(&self) {
+        let waiting = self.waiting() - 1;
+        match self.0.store.borrow_mut().take_dropped() {
+            0 => log::info!("containerd takes events again, {waiting} wait"),
+            dropped => log::warn!(
+                "containerd takes events again, {waiting} wait; {dropped} were dropped for want of \
+                 disk space, none an exit, OOM kill or delete"
+            ),
+        }
     }
 
-    async fn forward(&self, client: &mut Client, request: ForwardRequest) -> Result<(), Error> {
+    /// The request for the first event, from wherever it is.
+    async fn head(&self) -> Option<Vec<u8>> {
+        loop {
+            let head = self.0.store.borrow_mut().head();
+            let result = match head {
+                Head::None => return None,
+                Head::Bytes(bytes) => return Some(bytes.into_vec()),
+                Head::OnDisk(read) => read_events(&read).await,
+            };
+            if let Err((error, count)) = self.0.store.borrow_mut().read(result) {
+                log::error!("{count} events are lost, which the disk had: {error}");
+            }
+        }
+    }
+
+    /// Writes what is too much for memory, for ever.
+    async fn spill(&self) {
+        let mut failing = false;
+        loop {
+            if !self.0.store.borrow().overflows() {
+                self.0.overflows.notified().await;
+                continue;
+            }
+            let write = self.0.store.borrow_mut().begin_write();
+            let (bundle, batch) = (self.0.bundle.clone(), write.batch());
+            let result = blocking("events", move || write.run(&bundle)).await;
+            let result = result.and_then(|result| result);
+            let ended = self.0.store.borrow_mut().end_write(batch, result);
+            match ended {
+                Ok(()) if failing => {
+                    log::info!("events go to the disk again");
+                    failing = false;
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    if !failing {
+                        log::warn!(
+                            "events stay in memory; of very many only exits, OOM kills and deletes: {error}"
+                        );
+                    }
+                    failing = true;
+                    tokio::time::sleep(DISK_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn forward(
+        &self,
+        client: &mut Client,
+        request: Vec<u8>,
+        limit: Duration,
+    ) -> Result<(), Error> {
         let method = ("containerd.services.events.ttrpc.v1.Events", "Forward");
         let metadata = [("containerd-namespace-ttrpc", self.0.namespace.as_str())];
-        client.call(method, &request, &metadata, PUBLISH_TIMEOUT).await.map(drop)
+        client.call(method, request, &metadata, limit).await.map(drop)
+    }
+}
+
+async fn read_events(read: &Read) -> io::Result<Vec<Record>> {
+    let mut reads = 1;
+    loop {
+        let work = read.clone();
+        match blocking("events", move || work.run()).await.and_then(|result| result) {
+            Err(_) if reads < READS => reads += 1,
+            result => return result,
+        }
+        tokio::time::sleep(DISK_PAUSE).await;
     }
 }
 

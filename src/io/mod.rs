@@ -44,6 +44,7 @@ use tokio::time::Instant;
 pub(crate) use self::console::{ConsoleSocket, remove_leftovers};
 pub(crate) use self::holders::Undrained;
 pub(crate) use self::process::{ProcessIo, TerminalIo};
+pub(crate) use self::spill::unnamed as unnamed_file;
 pub(crate) use self::streaming::{Opening, Registry};
 
 use self::uri::Target;

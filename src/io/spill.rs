@@ -81,7 +81,7 @@ impl Ring {
 
 /// A file without a name in the bundle's work directory, which containerd puts on a disk where the
 /// bundle is in memory; in the bundle if there is none.
-fn unnamed(bundle: &Path) -> io::Result<File> {
+pub(crate) fn unnamed(bundle: &Path) -> io::Result<File> {
     let work = bundle.join("work");
     let directory = if work.is_dir() { work } else { bundle.to_owned() };
     let mut options = OpenOptions::new();

@@ -39,7 +39,8 @@ impl Client {
         let stream = self.last.wrapping_add(1) | 1;
         self.last = stream;
         let deadline = Instant::now() + timeout;
-        let frame = super::request(stream, (service, method), request, timeout, &[])?;
+        let payload = request.write_to_bytes().map_err(super::broken)?;
+        let frame = super::request(stream, (service, method), payload, timeout, &[])?;
         let answer =
             self.exchange(&frame, stream, deadline).map_err(|source| match source.kind() {
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => {

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use protobuf::Message;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -31,7 +30,7 @@ impl Client {
         Self { path, connection: None }
     }
 
-    /// Calls one method and returns the encoded answer; gives up after `limit`.
+    /// Calls one method with an encoded message and returns the encoded answer; gives up after `limit`.
     ///
     /// # Errors
     /// [`Error::Remote`] with the server's status: it took the call and said no. Any other: nobody
@@ -39,7 +38,7 @@ impl Client {
     pub(crate) async fn call(
         &mut self,
         method: (&str, &str),
-        payload: &impl Message,
+        payload: Vec<u8>,
         metadata: &[(&str, &str)],
         limit: Duration,
     ) -> Result<Vec<u8>> {

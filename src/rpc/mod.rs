@@ -37,14 +37,15 @@ pub(crate) fn header(bytes: [u8; HEADER]) -> (MessageHeader, Result<usize>) {
     (header, if length > MESSAGE_LENGTH_MAX { Err(Error::TooLarge(length)) } else { Ok(length) })
 }
 
-/// One frame with a request, ready to be written. A `timeout` of zero is none.
+/// One frame with a request, ready to be written. `payload` is an encoded message; a `timeout` of zero
+/// is none.
 ///
 /// # Errors
 /// [`Error::TooLarge`] above 4 MiB.
 pub(crate) fn request(
     stream: u32,
     (service, method): (&str, &str),
-    payload: &impl Message,
+    payload: Vec<u8>,
     timeout: Duration,
     metadata: &[(&str, &str)],
 ) -> Result<Vec<u8>> {
@@ -56,7 +57,7 @@ pub(crate) fn request(
     let request = Request {
         service: service.into(),
         method: method.into(),
-        payload: payload.write_to_bytes().map_err(broken)?,
+        payload,
         timeout_nano: i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX),
         metadata: metadata.iter().map(pair).collect(),
         ..Request::default()
@@ -69,8 +70,7 @@ pub(crate) fn request(
 /// # Errors
 /// As [`request`].
 pub(crate) fn stream_request(stream: u32, method: (&str, &str)) -> Result<Vec<u8>> {
-    let none = protobuf::well_known_types::empty::Empty::new();
-    let mut frame = request(stream, method, &none, Duration::ZERO, &[])?;
+    let mut frame = request(stream, method, Vec::new(), Duration::ZERO, &[])?;
     frame[HEADER - 1] = FLAG_REMOTE_OPEN;
     Ok(frame)
 }
@@ -124,7 +124,7 @@ fn status(code: Code, message: String) -> MessageField<Status> {
     MessageField::some(status)
 }
 
-fn broken(error: protobuf::Error) -> Error {
+pub(crate) fn broken(error: protobuf::Error) -> Error {
     Error::Invalid(format!("broken ttrpc message: {error}"))
 }
 
@@ -184,12 +184,13 @@ mod tests {
         let payload = BytesValue { value: vec![1], ..BytesValue::default() };
         let metadata = [("containerd-namespace-ttrpc", "ns")];
         let timeout = Duration::from_millis(2);
-        let frame = request(1, ("s.S", "M"), &payload, timeout, &metadata).unwrap();
+        let payload = payload.write_to_bytes().unwrap();
+        let frame = request(1, ("s.S", "M"), payload.clone(), timeout, &metadata).unwrap();
         let (header, message) = split(&frame);
         assert_eq!((header.stream_id, header.type_, header.flags), (1, MESSAGE_TYPE_REQUEST, 0));
         let request = Request::parse_from_bytes(message).unwrap();
         assert_eq!((request.service.as_str(), request.method.as_str()), ("s.S", "M"));
-        assert_eq!(request.payload, payload.write_to_bytes().unwrap());
+        assert_eq!(request.payload, payload);
         assert_eq!(request.timeout_nano, 2_000_000);
         assert_eq!(request.metadata[0].value, "ns");
     }

@@ -6,19 +6,23 @@ use containerd_shim_protos::events::task;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::topics;
-use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
 
+use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::ids::Namespace;
 use crate::wire::{any, mount, timestamp};
 
-/// The request that hands one event to containerd.
+/// The encoded request that hands one event to containerd.
+///
+/// # Errors
+/// A name in it is longer than any message may be.
 pub(crate) fn forward_request(
     event: &Event,
     at: SystemTime,
     namespace: &Namespace,
-) -> ForwardRequest {
+) -> Result<Vec<u8>> {
     let (topic, event) = encode(event);
     let mut envelope = Envelope::new();
     envelope.timestamp = MessageField::some(timestamp(at));
@@ -28,6 +32,8 @@ pub(crate) fn forward_request(
     let mut request = ForwardRequest::new();
     request.envelope = MessageField::some(envelope);
     request
+        .write_to_bytes()
+        .map_err(|source| Error::Sys { action: "encode an event", source: source.into() })
 }
 
 /// Topic and message, the type URL being the bare name of the message as containerd registers it.

@@ -21,6 +21,10 @@ pub enum Mood {
     Answer,
     /// Reads it, forgets it, and never answers.
     Silent,
+    /// Takes it, and acknowledges it so much later.
+    Slow(Duration),
+    /// Takes it and is killed before it acknowledges it; comes back at once, as [`Mood::Answer`].
+    Killed,
 }
 
 /// One event as it arrived.
@@ -43,6 +47,8 @@ struct Shared {
     events: Mutex<Vec<Event>>,
     streams: Mutex<Vec<UnixStream>>,
     mood: Mutex<Mood>,
+    /// Held while an event is taken and acknowledged: [`EventSink::stop`] comes before or after.
+    whole: Mutex<()>,
     stop: AtomicBool,
 }
 
@@ -53,6 +59,7 @@ impl EventSink {
             events: Mutex::default(),
             streams: Mutex::default(),
             mood: Mutex::new(Mood::Answer),
+            whole: Mutex::default(),
             stop: AtomicBool::new(false),
         });
         let sink = Self { path: path.to_owned(), shared, thread: Mutex::default() };
@@ -70,9 +77,12 @@ impl EventSink {
         *self.shared.mood.lock().unwrap() = mood;
     }
 
-    /// Goes away: closes every connection and removes the socket.
+    /// Goes away: closes every connection and removes the socket. No event is taken without its
+    /// acknowledgement being written.
     pub fn stop(&self) {
+        let whole = self.shared.whole.lock().unwrap();
         self.shared.stop.store(true, Ordering::SeqCst);
+        drop(whole);
         if let Some(thread) = self.thread.lock().unwrap().take() {
             thread.join().unwrap();
         }
@@ -157,13 +167,15 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
         let length = u32::from_be_bytes([header[0], header[1], header[2], header[3]]);
         let mut body = vec![0; length as usize];
         stream.read_exact(&mut body)?;
-        if *shared.mood.lock().unwrap() == Mood::Silent {
+        let mood = *shared.mood.lock().unwrap();
+        if mood == Mood::Silent {
             continue;
         }
         let request = Request::parse_from_bytes(&body).unwrap();
         assert_eq!(request.service, "containerd.services.events.ttrpc.v1.Events");
         assert_eq!(request.method, "Forward");
         let forward = ForwardRequest::parse_from_bytes(&request.payload).unwrap();
+        let _whole = shared.whole.lock().unwrap();
         if shared.stop.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -172,6 +184,14 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
         header[..4].copy_from_slice(&length);
         header[8] = 2; // a response
         shared.events.lock().unwrap().push(decode(&forward));
+        match mood {
+            Mood::Slow(time) => std::thread::sleep(time),
+            Mood::Killed => {
+                *shared.mood.lock().unwrap() = Mood::Answer;
+                return stream.shutdown(std::net::Shutdown::Both);
+            }
+            Mood::Answer | Mood::Silent => {}
+        }
         stream.write_all(&[&header[..], &reply].concat())?;
     }
 }
