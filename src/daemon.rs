@@ -1,5 +1,7 @@
 //! The daemon's life: sub-reaper, signals, server; at the end events, answers, socket.
 
+mod idle;
+
 use std::env;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdListener;
@@ -17,19 +19,22 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use crate::cli::Flags;
-use crate::container::Containers;
+use crate::container::{Containers, Need};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::ids::Namespace;
 use crate::reaper::Reaper;
 use crate::rpc::server::{InFlight, serve};
 use crate::service::Services;
+use crate::socket::Own;
 use crate::sys::child::raise_file_limit;
 use crate::sys::ready::Ready;
 use crate::{socket, start};
 
 /// How long events may take to reach containerd once the last container is gone.
 const DELIVER: Duration = Duration::from_secs(5);
+/// The same once all have their answers and nobody waits for the daemon's end; it has no containers.
+const DELIVER_LATER: Duration = Duration::from_secs(60);
 /// How long requests that are being answered may take at the end; the answer to Shutdown is one.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -87,20 +92,33 @@ async fn life(
     let streams = containers.streams.clone();
     let services = Rc::new(Services::new(containers.clone()));
     let server = spawn_local(serve(listener, services, in_flight.clone()));
+    let socket = Rc::new(Own::new(path.clone()));
+    let watch = idle::Watch {
+        containers: containers.clone(),
+        events: events.clone(),
+        in_flight: in_flight.clone(),
+        socket: socket.clone(),
+    };
+    spawn_local(watch.run());
     log::info!("berth {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
 
     containers.closed().await;
     // First the socket's name, so that a `start` that comes now makes a daemon of its own.
-    socket::remove(&path);
-    if timeout(DELIVER, events.delivered()).await.is_err() {
-        log::error!("{} events were not taken by containerd", events.waiting());
-    }
+    socket.remove();
+    let delivered = timeout(DELIVER, events.delivered()).await.is_ok();
     if timeout(ANSWER, in_flight.idle()).await.is_err() {
         log::warn!("requests are left without an answer");
     }
     streams.close();
     let _ = timeout(HANG_UP, in_flight.hung_up()).await; // others may stay
     server.abort();
+    if !delivered && containers.need() == Need::Nothing {
+        log::warn!("{} events wait for containerd", events.waiting());
+        let _ = timeout(DELIVER_LATER, events.delivered()).await;
+    }
+    if events.waiting() > 0 {
+        log::error!("{} events were not taken by containerd", events.waiting());
+    }
     log::info!("berth ends");
     Ok(())
 }

@@ -93,15 +93,20 @@ fn group(own: Leftover) -> Vec<Leftover> {
     all
 }
 
-/// Removes the socket of a daemon that died before it had anything to save, where `start` puts it
-/// unless containerd says otherwise. One that answers is a living daemon's.
+/// Removes the socket of a daemon that died before it had anything to save: where `start` puts it
+/// unless containerd says otherwise, and where the bundle's address file says that it is, if it has the
+/// name that it must have. One that answers is a living daemon's.
 fn remove_unused_socket(own: &Leftover, flags: &Flags) {
     let Ok(group) = start::group(&own.bundle.dir().join("config.json")) else { return };
     let group = group.as_deref().unwrap_or(own.id.as_str());
     let dir = socket::default_dir();
-    let Ok(socket) = socket::path(&dir, &flags.address, &flags.namespace, group) else { return };
-    if !socket::is_alive(&socket, own.id.as_str()) {
-        socket::remove_dead(&socket);
+    let Ok(usual) = socket::path(&dir, &flags.address, &flags.namespace, group) else { return };
+    let told =
+        start::address(own.bundle.dir()).filter(|told| told.file_name() == usual.file_name());
+    for socket in [Some(usual), told].into_iter().flatten() {
+        if !socket::is_alive(&socket, own.id.as_str()) {
+            socket::remove_dead(&socket);
+        }
     }
 }
 

@@ -247,6 +247,12 @@ fn raise_oom_score(pid: Pid) {
     }
 }
 
+/// Where the bundle's address file says that the daemon's socket is.
+pub(crate) fn address(bundle: &Path) -> Option<PathBuf> {
+    let address = fs::read_to_string(bundle.join(ADDRESS)).ok()?;
+    Some(address.trim_end().strip_prefix("unix://")?.into())
+}
+
 /// The bundle's `address` file; removed when dropped.
 #[must_use = "dropping it removes the file"]
 struct AddressFile {

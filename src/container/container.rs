@@ -292,6 +292,7 @@ impl Container {
         self.bundle.remove_state(); // a later `delete` has nothing to do
         self.shared.events.queue(Event::Deleted { id: self.id.clone(), pid, exit });
         self.shared.map.borrow_mut().remove(&self.id);
+        self.shared.note_change();
         Ok((pid, exit))
     }
 

@@ -75,6 +75,7 @@ impl Drop for Reservation<'_> {
             self.containers.config.replace(None);
         }
         drop(map);
+        self.containers.note_change();
         self.containers.close_if_asked();
     }
 }

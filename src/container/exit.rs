@@ -41,6 +41,7 @@ impl Container {
             self.init.stop(exit);
             let id = self.id.clone();
             self.shared.events.queue(Event::Exited { id, exec_id: None, pid: child.pid, exit });
+            self.shared.note_change();
         });
     }
 

@@ -6,6 +6,7 @@ mod create;
 mod exec;
 mod exit;
 mod handover;
+mod idle;
 mod oom;
 mod pause;
 mod pod;
@@ -14,6 +15,7 @@ mod state;
 
 pub(crate) use container::Container;
 pub(crate) use create::Creation;
+pub(crate) use idle::Need;
 pub(crate) use process::Process;
 pub(crate) use state::State;
 
@@ -56,6 +58,8 @@ pub(crate) struct Containers {
     asked_to_close: Cell<bool>,
     closing: Cell<bool>,
     closed: Notify,
+    /// A container has ended or is gone.
+    changed: Notify,
 }
 
 enum Slot {
@@ -99,6 +103,7 @@ impl Containers {
             asked_to_close: Cell::default(),
             closing: Cell::default(),
             closed: Notify::new(),
+            changed: Notify::new(),
         }
     }
 

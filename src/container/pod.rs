@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout_at};
 
-use crate::container::{Container, Containers, Slot};
+use crate::container::{Container, Containers, Need, Slot};
 use crate::error::{Error, Result};
 use crate::sandbox::kind::Kind;
 use crate::sandbox::{Home, Request, Sandbox};
@@ -113,6 +113,15 @@ impl Containers {
         }
         self.close();
         Ok(())
+    }
+
+    /// Ends the daemon, which nobody needs; containers whose bundles are gone have no `delete`.
+    pub(crate) async fn end_lost(&self) {
+        self.closing.set(true);
+        if self.need() == Need::Lost {
+            self.remove_all(Instant::now() + REMOVAL).await;
+        }
+        self.close();
     }
 
     /// Kills and deletes every container, also those that are still being created.

@@ -61,18 +61,35 @@ pub(crate) trait Handler: 'static {
 pub(crate) struct InFlight {
     count: Cell<usize>,
     connections: Cell<usize>,
+    begun: Cell<u64>,
     none: Notify,
 }
 
 impl InFlight {
     fn begin(self: &Rc<Self>) -> Answering {
         self.count.set(self.count.get() + 1);
+        self.begun.set(self.begun.get() + 1);
         Answering(self.clone())
     }
 
     fn connect(self: &Rc<Self>) -> Connected {
         self.connections.set(self.connections.get() + 1);
         Connected(self.clone())
+    }
+
+    /// How many requests there have been.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.get()
+    }
+
+    /// Whether a request is being answered.
+    pub(crate) fn is_answering(&self) -> bool {
+        self.count.get() > 0
+    }
+
+    /// Whether anybody is connected.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connections.get() > 0
     }
 
     /// Resolves when no request is being answered.

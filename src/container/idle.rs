@@ -1,0 +1,54 @@
+//! Whether anything needs the daemon, as far as its containers tell.
+
+use std::io::ErrorKind;
+
+use crate::container::{Containers, Slot};
+
+/// What the daemon is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A container that has not ended or is being created, or a sandbox that is no container.
+    Living,
+    /// Containers that have ended, and were not deleted. Their bundles are there.
+    Ended,
+    /// The same, but nobody can delete them: their bundles are gone.
+    Lost,
+    /// There is nothing.
+    Nothing,
+}
+
+impl Containers {
+    /// What the daemon is needed for now.
+    pub(crate) fn need(&self) -> Need {
+        let map = self.map.borrow();
+        let lives = |slot: &Slot| match slot {
+            Slot::Reserved(_) => true,
+            Slot::Ready(container) => container.init.state().exit().is_none(),
+        };
+        if self.held().is_some() || map.values().any(lives) {
+            return Need::Living;
+        }
+        if map.is_empty() {
+            return Need::Nothing;
+        }
+        // A stat where containerd keeps its state, which is no place that hangs.
+        let is_lost = |slot: &Slot| match slot {
+            Slot::Reserved(_) => false,
+            Slot::Ready(container) => {
+                let found = container.bundle.dir().symlink_metadata();
+                found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+            }
+        };
+        if map.values().all(is_lost) { Need::Lost } else { Need::Ended }
+    }
+
+    /// Says that a container has ended or is gone.
+    pub(super) fn note_change(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Resolves when a container has ended or is gone. For one caller.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
