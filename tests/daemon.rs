@@ -1,5 +1,8 @@
 //! The daemon's own life: signals, Shutdown, who may talk to it.
 
+mod flood;
+mod idle;
+
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! The sandbox service: pods without a pause container.
 
 mod between;
-mod pod;
+pub mod pod;
 mod shared;
 
 use std::fs::{self, File};

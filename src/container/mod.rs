@@ -76,6 +76,13 @@ impl Slot {
         }
     }
 
+    fn ready(&self) -> Option<Rc<Container>> {
+        match self {
+            Self::Ready(container) => Some(container.clone()),
+            Self::Reserved(_) => None,
+        }
+    }
+
     fn is_ready_sandbox(&self) -> bool {
         matches!(self, Self::Ready(container) if container.kind == Kind::Sandbox)
     }

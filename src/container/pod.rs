@@ -1,5 +1,8 @@
 //! The pod's sandbox where it is no container: at most one, before its containers and after them.
 
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -119,7 +122,18 @@ impl Containers {
     pub(crate) async fn end_lost(&self) {
         self.closing.set(true);
         if self.need() == Need::Lost {
+            // The runtime wants its bundle as working directory, and for its log.
+            let bundles: Vec<PathBuf> = {
+                let map = self.map.borrow();
+                let ready = map.values().filter_map(Slot::ready);
+                ready.map(|container| container.bundle.dir().to_owned()).collect()
+            };
+            let made = |dir: &PathBuf| DirBuilder::new().mode(0o700).create(dir).is_ok();
+            let made: Vec<PathBuf> = bundles.into_iter().filter(made).collect();
             self.remove_all(Instant::now() + REMOVAL).await;
+            for dir in made {
+                let _ = fs::remove_dir_all(dir); // or somebody else did
+            }
         }
         self.close();
     }
@@ -127,11 +141,7 @@ impl Containers {
     /// Kills and deletes every container, also those that are still being created.
     async fn remove_all(&self, until: Instant) {
         while !self.map.borrow().is_empty() && Instant::now() < until {
-            let ready = |slot: &Slot| match slot {
-                Slot::Ready(container) => Some(container.clone()),
-                Slot::Reserved(_) => None,
-            };
-            let found: Vec<_> = self.map.borrow().values().filter_map(ready).collect();
+            let found: Vec<_> = self.map.borrow().values().filter_map(Slot::ready).collect();
             let removals: Vec<_> =
                 found.into_iter().map(|container| spawn_local(remove(container, until))).collect();
             for removal in removals {

@@ -3,23 +3,50 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::Interest;
+use tokio::time::sleep;
 
 use crate::sys::ready::Ready;
 
+/// Between two looks at what the event loop has no room for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// One end of a relay. Waits through the event loop; what epoll(7) refuses (regular files,
-/// `/dev/null`) is always ready.
+/// `/dev/null`) is always ready. What it has no room for (`fs.epoll.max_user_watches`, or memory) is
+/// looked at again and again.
 #[derive(Debug)]
 pub(super) struct End {
     fd: Rc<OwnedFd>,
     ready: Option<Ready>,
     interest: Interest,
-    /// epoll(7) refuses it.
-    unwatched: bool,
+    /// It is not registered, and why.
+    unwatched: Option<Unwatched>,
+}
+
+/// Why a descriptor is not registered with the event loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unwatched {
+    /// epoll(7) refuses it: it is always ready.
+    Always,
+    /// There was no room when it was last registered.
+    Polled,
+}
+
+impl Unwatched {
+    /// # Errors
+    /// One that is for the caller.
+    fn after(error: io::Error) -> io::Result<Self> {
+        match error.raw_os_error() {
+            Some(libc::EPERM) => Ok(Self::Always),
+            Some(libc::ENOSPC | libc::ENOMEM) => Ok(Self::Polled),
+            _ => Err(error),
+        }
+    }
 }
 
 impl End {
@@ -34,7 +61,7 @@ impl End {
     }
 
     fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
-        let mut end = Self { fd: Rc::new(fd), ready: None, interest, unwatched: false };
+        let mut end = Self { fd: Rc::new(fd), ready: None, interest, unwatched: None };
         end.register()?;
         Ok(end)
     }
@@ -43,14 +70,16 @@ impl End {
     /// now, and nothing of the past remains.
     fn register(&mut self) -> io::Result<()> {
         self.ready = None;
-        self.ready = match Ready::register(Rc::clone(&self.fd), self.interest) {
-            Ok(ready) => Some(ready),
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                self.unwatched = true;
-                None
+        match Ready::register(Rc::clone(&self.fd), self.interest) {
+            Ok(ready) => (self.ready, self.unwatched) = (Some(ready), None),
+            Err(error) => {
+                let unwatched = Unwatched::after(error)?;
+                if unwatched == Unwatched::Polled && self.unwatched.is_none() {
+                    log::warn!("no room in epoll (fs.epoll.max_user_watches): a stream is polled");
+                }
+                self.unwatched = Some(unwatched);
             }
-            Err(error) => return Err(error),
-        };
+        }
         Ok(())
     }
 
@@ -61,7 +90,8 @@ impl End {
 
     /// Undoes [`End::ignore`]; what is ready by now is heard of.
     pub(super) fn listen(&mut self) -> io::Result<()> {
-        if self.unwatched || self.ready.is_some() { Ok(()) } else { self.register() }
+        let is_always = self.unwatched == Some(Unwatched::Always);
+        if is_always || self.ready.is_some() { Ok(()) } else { self.register() }
     }
 
     /// The descriptor for as long as this end lives, for those who must not prolong that.
@@ -79,13 +109,41 @@ impl End {
     pub(super) async fn wait(&self) -> io::Result<()> {
         match &self.ready {
             Some(ready) => ready.ready(self.interest).await.map(drop),
+            None if self.unwatched == Some(Unwatched::Polled) => {
+                let wanted = if self.interest.is_readable() {
+                    PollFlags::POLLIN
+                } else {
+                    PollFlags::POLLOUT
+                };
+                self.poll_until(wanted).await
+            }
             None => Ok(()),
+        }
+    }
+
+    /// Looks until one of these is true, or nobody has the other end.
+    async fn poll_until(&self, wanted: PollFlags) -> io::Result<()> {
+        loop {
+            let mut end = [PollFd::new(self.as_fd(), wanted)];
+            poll_now(&mut end)?;
+            if end[0].any().unwrap_or(true) {
+                return Ok(());
+            }
+            sleep(LOOK_AGAIN).await;
         }
     }
 
     /// Resolves when nobody is left to read what is written here.
     pub(super) async fn broken(&self) {
-        let Some(ready) = &self.ready else { return std::future::pending().await };
+        let Some(ready) = &self.ready else {
+            if self.unwatched == Some(Unwatched::Polled) && !self.interest.is_readable() {
+                while self.poll_until(PollFlags::empty()).await.is_err() {
+                    sleep(LOOK_AGAIN).await;
+                }
+                return;
+            }
+            return std::future::pending().await;
+        };
         // An error comes only from a runtime that is going away.
         if ready.ready(Interest::ERROR).await.is_err() {
             std::future::pending::<()>().await;
@@ -115,13 +173,15 @@ impl End {
     /// The event loop and poll(2) see nothing but the hang-up, over and over; an edge-triggered
     /// epoll(7) of its own tells of each change, and of nothing in between.
     pub(super) async fn reopened(&self) -> io::Result<()> {
-        let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        edges.add(&self.fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
-        let told = Ready::register(Rc::new(edges.0.try_clone()?), Interest::READABLE)?;
+        let edges = self.edges().inspect_err(|error| log::debug!("a terminal is polled: {error}"));
         loop {
-            let mut ready = told.readable().await?;
-            edges.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?; // takes the edge
-            ready.clear_ready();
+            if let Ok((edges, told)) = &edges {
+                let mut ready = told.readable().await?;
+                edges.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?; // takes the edge
+                ready.clear_ready();
+            } else {
+                sleep(LOOK_AGAIN).await;
+            }
             let mut end = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
             poll_now(&mut end)?;
             let now = end[0].revents().unwrap_or(PollFlags::empty());
@@ -129,6 +189,13 @@ impl End {
                 return Ok(());
             }
         }
+    }
+
+    fn edges(&self) -> io::Result<(Epoll, Ready)> {
+        let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        edges.add(&self.fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
+        let told = Ready::register(Rc::new(edges.0.try_clone()?), Interest::READABLE)?;
+        Ok((edges, told))
     }
 }
 
@@ -150,11 +217,51 @@ pub(super) fn poll_now(ends: &mut [PollFd<'_>]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::{pipe, write};
     use std::fs::OpenOptions;
     use std::os::unix::fs::OpenOptionsExt;
-    use std::time::Duration;
+    use tokio::time::timeout;
 
     use super::*;
+
+    #[test]
+    fn what_epoll_has_no_room_for_is_polled() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let polled = |fd: OwnedFd, interest| End {
+                fd: Rc::new(fd),
+                ready: None,
+                interest,
+                unwatched: Some(Unwatched::Polled),
+            };
+            let soon = Duration::from_millis(100);
+            let (reader, writer) = pipe().unwrap();
+            let source = polled(reader, Interest::READABLE);
+            assert!(timeout(soon, source.wait()).await.is_err(), "nothing to read");
+            write(&writer, b"x").unwrap();
+            source.wait().await.unwrap();
+            let sink = polled(writer, Interest::WRITABLE);
+            sink.wait().await.unwrap();
+            assert!(timeout(soon, sink.broken()).await.is_err(), "it has a reader");
+            drop(source);
+            sink.broken().await;
+            sink.wait().await.unwrap();
+        });
+    }
+
+    #[test]
+    fn only_a_lack_of_room_is_polled() {
+        let cases = [
+            (libc::EPERM, Some(Unwatched::Always)),
+            (libc::ENOSPC, Some(Unwatched::Polled)),
+            (libc::ENOMEM, Some(Unwatched::Polled)),
+            (libc::EBADF, None),
+        ];
+        for (errno, expected) in cases {
+            let found = Unwatched::after(io::Error::from_raw_os_error(errno)).ok();
+            assert_eq!(found, expected, "{errno}");
+        }
+    }
 
     #[test]
     fn a_hang_up_that_is_over_is_forgotten() {

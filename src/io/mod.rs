@@ -23,6 +23,7 @@ mod log_file;
 #[cfg(test)]
 mod log_tests;
 mod logger;
+mod look;
 mod output;
 mod pipe;
 mod process;

@@ -15,6 +15,7 @@ use super::backlog::Keep;
 use super::end::{End, poll_now};
 use super::fifo::{self, Direction, Opened, Rest};
 use super::holders::{Undrained, Who, others};
+use super::look;
 use super::relay::{Mode, Relay};
 use super::task::Flag;
 use super::{Context, Stream};
@@ -234,10 +235,10 @@ pub(super) struct Sink {
 /// Opens the file of an output. Closing it again would be an end of file to a reader that waits.
 ///
 /// # Errors
-/// [`Error::Io`] names the stream and the path.
-pub(super) fn open(stream: Stream, path: &Path) -> Result<Opened> {
+/// [`Error::Io`] names the stream and the path; [`Error::Deadline`].
+pub(super) async fn open(stream: Stream, path: &Path, deadline: Option<Instant>) -> Result<Opened> {
     let action = if stream == Stream::Stdout { "open stdout" } else { "open stderr" };
-    fifo::open(path, Direction::Out).map_err(Error::io(action, path))
+    look::at(path, action, deadline, |path| fifo::open(path, Direction::Out)).await
 }
 
 impl Sink {

@@ -16,6 +16,7 @@ use super::fifo::{self, Direction};
 use super::handed::Handed;
 use super::holders::Undrained;
 use super::input::Source;
+use super::look;
 use super::output::{Output, OutputRelay, Sink, Taker, open};
 use super::pipe::{null, pipe, set_nonblocking};
 use super::relay::Mode;
@@ -88,8 +89,8 @@ impl ProcessIo {
         spec: &StdioSpec,
         context: &Context<'_>,
     ) -> Result<[OwnedFd; 2]> {
-        let stdout = as_driven(spec.target(Stream::Stdout)?);
-        let stderr = as_driven(spec.target(Stream::Stderr)?);
+        let stdout = as_driven(spec.target(Stream::Stdout)?, context).await?;
+        let stderr = as_driven(spec.target(Stream::Stderr)?, context).await?;
         match (&stdout, stdout == stderr) {
             // One pipe for both, so that the bytes stand in the file as they were written.
             (Target::File(FileTarget { format: Format::Raw, .. }), true) => {
@@ -120,8 +121,8 @@ impl ProcessIo {
         match target {
             Target::Null => null(Direction::Out),
             Target::Path(path) => {
-                let opened = match Handed::take(stream, open(stream, &path)?, context, &self.moved)?
-                {
+                let opened = open(stream, &path, context.deadline).await?;
+                let opened = match Handed::take(stream, opened, context, &self.moved)? {
                     Ok((theirs, handed)) => {
                         self.outputs.push(handed.output());
                         self.spawn(Box::pin(handed.run(self.ended.clone())));
@@ -169,7 +170,7 @@ impl ProcessIo {
     /// Where input comes from, if it does.
     async fn source(&mut self, spec: &StdioSpec, context: &Context<'_>) -> Result<Option<Source>> {
         match spec.target(Stream::Stdin)? {
-            Target::Path(path) => Source::open(&path).map(Some),
+            Target::Path(path) => Source::open(&path, context.deadline).await.map(Some),
             Target::Null => Ok(None),
             Target::Streaming(target) => {
                 let close = self.close_stdin.clone();
@@ -299,10 +300,13 @@ impl TerminalIo {
         spec.check()?;
         let mut io = ProcessIo::default();
         let source = io.source(spec, context).await?;
-        let sink = match as_driven(spec.target(Stream::Stdout)?) {
+        let sink = match as_driven(spec.target(Stream::Stdout)?, context).await? {
             // It is taken even if nobody wants it, or the process would stop.
-            Target::Null => Sink::new(open(Stream::Stdout, Path::new("/dev/null"))?)?,
-            Target::Path(path) => Sink::new(open(Stream::Stdout, &path)?)?,
+            Target::Null => {
+                let null = open(Stream::Stdout, Path::new("/dev/null"), context.deadline).await?;
+                Sink::new(null)?
+            }
+            Target::Path(path) => Sink::new(open(Stream::Stdout, &path, context.deadline).await?)?,
             driven => {
                 let (ours, feed) = io.feed(Stream::Stdout, context)?;
                 io.drive(&driven, vec![feed], context).await?;
@@ -345,11 +349,14 @@ impl TerminalIo {
 
 /// A regular file may block, on a dead network mount for one: it is no FIFO that the event loop can
 /// write.
-fn as_driven(target: Target) -> Target {
-    match target {
-        Target::Path(path) if path.is_file() => Target::File(FileTarget::raw(path)),
-        other => other,
-    }
+///
+/// # Errors
+/// [`Error::Io`] names the path; [`Error::Deadline`].
+async fn as_driven(target: Target, context: &Context<'_>) -> Result<Target> {
+    let Target::Path(path) = target else { return Ok(target) };
+    let is_file = |path: &Path| Ok(path.is_file()); // what is not there is said by who opens it
+    let is_file = look::at(&path, "look at", context.deadline, is_file).await?;
+    Ok(if is_file { Target::File(FileTarget::raw(path)) } else { Target::Path(path) })
 }
 
 async fn all_moved(outputs: &[Rc<Output>], moved: &Notify) {

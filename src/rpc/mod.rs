@@ -9,6 +9,7 @@
 pub(crate) mod blocking;
 pub(crate) mod client;
 pub(crate) mod duplex;
+mod peers;
 pub(crate) mod server;
 mod stream;
 mod writer;

@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use ttrpc::proto::{
 
 use crate::error::{Error, Result};
 use crate::rpc::duplex::{End, Inbound, Outbound, Streams};
+use crate::rpc::peers::{Peer, Peers};
 use crate::rpc::writer::Writer;
 use crate::rpc::{self, stream};
 use crate::socket::peer_uid;
@@ -33,6 +35,12 @@ use crate::socket::peer_uid;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (no descriptors left, say), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a frame may take that has begun. A peer that never said anything may be one that only
+/// takes room; another may be stopped for a while, as a debugger or a full disk does it.
+const FIRST_FRAME: Duration = Duration::from_secs(10);
+const FRAME: Duration = Duration::from_secs(120);
+/// Frames of one peer that are taken before others have their turn.
+const TURN: u64 = 64;
 /// Enough for most requests; larger ones are read straight into their own buffer.
 const READ_BUFFER: usize = 1024;
 
@@ -141,18 +149,32 @@ pub(crate) async fn serve<H: Handler>(
     in_flight: Rc<InFlight>,
 ) {
     let own = nix::unistd::geteuid().as_raw();
+    let peers = Rc::new(Peers::default());
+    let mut failing = false;
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                log::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                let dismissed = peers.dismiss();
+                if !failing {
+                    log::warn!("cannot accept connections, silent ones are hung up: {error}");
+                }
+                failing = true;
+                if dismissed {
+                    tokio::task::yield_now().await; // it goes now
+                } else {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
                 continue;
             }
         };
+        failing = false;
         match peer_uid(stream.as_fd()) {
             Ok(uid) if uid == own => {
-                spawn_local(connection(stream, handler.clone(), in_flight.clone()));
+                let (handler, in_flight) = (handler.clone(), in_flight.clone());
+                if !peers.admit(|peer| connection(stream, peer, handler, in_flight)) {
+                    log::warn!("refused a connection: there are too many");
+                }
             }
             Ok(uid) => log::warn!("refused a connection of uid {uid}: only uid {own} may call"),
             Err(error) => log::warn!("refused a connection of unknown uid: {error}"),
@@ -161,13 +183,34 @@ pub(crate) async fn serve<H: Handler>(
 }
 
 /// Reads requests until the peer hangs up or breaks the protocol.
-async fn connection<H: Handler>(stream: UnixStream, handler: Rc<H>, in_flight: Rc<InFlight>) {
+async fn connection<H: Handler>(
+    stream: UnixStream,
+    peer: Peer,
+    handler: Rc<H>,
+    in_flight: Rc<InFlight>,
+) {
     let _connected = in_flight.connect();
     let (read, write) = stream.into_split();
     let mut reader = BufReader::with_capacity(READ_BUFFER, read);
     let writer = Writer::new(write);
     let streams = Streams::new(writer.clone());
-    while let Ok((header, message)) = stream::read(&mut reader).await {
+    let (mut limit, mut frames) = (FIRST_FRAME, 0_u64);
+    loop {
+        let (header, message) = match stream::read_within(&mut reader, limit).await {
+            Ok(frame) => frame,
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                log::warn!("a peer sent half a frame and nothing for {limit:?}: connection closed");
+                break;
+            }
+            Err(_) => break,
+        };
+        peer.speaks();
+        limit = FRAME;
+        frames += 1;
+        if frames % TURN == 0 {
+            tokio::task::yield_now().await; // what was begun for them counts as waiting only then
+        }
+        writer.has_few_waiting().await;
         if header.type_ == MESSAGE_TYPE_DATA || header.flags & FLAG_REMOTE_OPEN != 0 {
             if let Err(error) = stream_frame(&handler, &streams, header, message) {
                 log::debug!("stream {}: {error}", header.stream_id);

@@ -1,20 +1,36 @@
 //! The writing half of a connection.
 
+use std::cell::Cell;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
 
 use crate::sys;
 
+/// How long an answer may wait for its turn behind other frames. One frame of a stream may wait longer for
+/// a reader, but not on a connection where answers wait behind it.
+const TURN: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
+/// Answers that may wait to be written before no more requests are read.
+const MOST_WAITING: usize = 256;
+
 /// The writing half of a connection. Frames stay whole also when a writer gives up half-way.
-pub(crate) struct Writer(Mutex<Half>);
+pub(crate) struct Writer {
+    half: Mutex<Half>,
+    /// Answers that are not yet written.
+    waiting: Cell<usize>,
+    written: Notify,
+    /// The other side reads nothing: those who write fail.
+    given_up: Cell<bool>,
+    gives_up: Notify,
+}
 
 struct Half {
     write: OwnedWriteHalf,
@@ -24,18 +40,42 @@ struct Half {
 
 impl Writer {
     pub(super) fn new(write: OwnedWriteHalf) -> Rc<Self> {
-        Rc::new(Self(Mutex::new(Half { write, rest: Vec::new() })))
+        Rc::new(Self {
+            half: Mutex::new(Half { write, rest: Vec::new() }),
+            waiting: Cell::default(),
+            written: Notify::new(),
+            given_up: Cell::default(),
+            gives_up: Notify::new(),
+        })
     }
 
     /// Writes one frame, behind those of earlier callers, however long the other side lets it wait.
     pub(super) async fn write(&self, frame: &[u8]) -> io::Result<()> {
-        self.0.lock().await.write(frame).await
+        let write = async { self.half.lock().await.write(frame).await };
+        tokio::select! {
+            biased;
+            () = self.gone() => Err(io::ErrorKind::BrokenPipe.into()),
+            written = write => written,
+        }
+    }
+
+    async fn gone(&self) {
+        while !self.given_up.get() {
+            self.gives_up.notified().await; // one thread: nothing happens between the look and the wait
+        }
+    }
+
+    /// Resolves when few answers wait to be written, so that a peer that does not read them sends no more.
+    pub(super) async fn has_few_waiting(&self) {
+        while self.waiting.get() > MOST_WAITING {
+            self.written.notified().await;
+        }
     }
 
     /// Writes one frame if the connection has room now; whether it had. What did not fit is left for
     /// [`Writer::room`] or the next writer.
     pub(super) fn try_write(&self, frame: &[u8]) -> io::Result<bool> {
-        let Ok(mut half) = self.0.try_lock() else { return Ok(false) };
+        let Ok(mut half) = self.half.try_lock() else { return Ok(false) };
         if !half.rest.is_empty() {
             return Ok(false);
         }
@@ -51,29 +91,54 @@ impl Writer {
 
     /// Whether the end of a frame is left to be written.
     pub(super) fn has_rest(&self) -> bool {
-        self.0.try_lock().map_or(true, |half| !half.rest.is_empty())
+        self.half.try_lock().map_or(true, |half| !half.rest.is_empty())
     }
 
     /// Writes what is left. Resolves when the connection has room again, or is gone.
     pub(super) async fn room(&self) {
-        let mut half = self.0.lock().await;
-        let _ = half.write(&[]).await; // the next write says it
-        let _ = half.write.writable().await;
+        let room = async {
+            let mut half = self.half.lock().await;
+            let _ = half.write(&[]).await; // the next write says it
+            let _ = half.write.writable().await;
+        };
+        tokio::select! {
+            biased;
+            () = self.gone() => {}
+            () = room => {}
+        }
     }
 
     /// As [`Writer::write`] with a limit for this frame, at which the connection is ended.
     pub(super) async fn write_within(&self, limit: Duration, frame: &[u8]) {
-        let mut half = self.0.lock().await;
-        // An error is a peer that hung up: nobody is left to tell.
-        if timeout(limit, half.write(frame)).await.is_err() {
-            log::warn!("a peer did not take its answer within {limit:?}: connection closed");
-            let _ = half.write.shutdown().await; // it may be gone
+        self.waiting.set(self.waiting.get() + 1);
+        self.write_in_turn(limit, frame).await;
+        self.waiting.set(self.waiting.get() - 1);
+        self.written.notify_one();
+    }
+
+    async fn write_in_turn(&self, limit: Duration, frame: &[u8]) {
+        if self.given_up.get() {
+            return;
         }
+        let late = match timeout(TURN, self.half.lock()).await {
+            Err(_) => TURN,
+            Ok(_) if self.given_up.get() => return,
+            Ok(mut half) => match timeout(limit, half.write(frame)).await {
+                Ok(_) => return, // an error is a peer that hung up: nobody is left to tell
+                Err(_) => limit,
+            },
+        };
+        if !self.given_up.replace(true) {
+            log::warn!("a peer did not take its answer within {late:?}: connection closed");
+        }
+        self.gives_up.notify_waiters();
+        let half = self.half.lock().await; // whoever had it has given up too
+        let _ = shutdown(half.write.as_ref().as_fd().as_raw_fd(), Shutdown::Both); // it may be gone
     }
 
     /// Whether the other side has read all that was written. One that is gone has not.
     pub(super) fn is_read(&self) -> bool {
-        let Ok(half) = self.0.try_lock() else { return false };
+        let Ok(half) = self.half.try_lock() else { return false };
         let socket = half.write.as_ref().as_fd();
         if !half.rest.is_empty() || !sys::socket::unread(socket).is_ok_and(|bytes| bytes == 0) {
             return false;
@@ -85,7 +150,7 @@ impl Writer {
 
     /// Hangs up behind what is to be written.
     pub(super) async fn hang_up(self: Rc<Self>) {
-        let _ = self.0.lock().await.write.shutdown().await; // it may be gone
+        let _ = self.half.lock().await.write.shutdown().await; // it may be gone
     }
 }
 
@@ -169,6 +234,30 @@ mod tests {
             let all = reader.await.unwrap();
             assert_eq!(all.len(), large.len() + 4);
             assert!(all.ends_with(b"anext"));
+        });
+    }
+
+    #[test]
+    fn an_answer_does_not_wait_for_ever_behind_a_stream() {
+        run(async {
+            let (theirs, writer, read) = pair();
+            let stream = writer.clone();
+            let stuck =
+                tokio::task::spawn_local(async move { stream.write(&vec![b'a'; 4 << 20]).await });
+            tokio::task::yield_now().await;
+            for _ in 0..2 * MOST_WAITING {
+                let writer = writer.clone();
+                tokio::task::spawn_local(async move {
+                    writer.write_within(Duration::from_secs(10), b"answer").await;
+                });
+            }
+            tokio::task::yield_now().await;
+            let few = timeout(Duration::from_secs(1), writer.has_few_waiting()).await;
+            assert!(few.is_err(), "{} answers wait", writer.waiting.get());
+            writer.has_few_waiting().await;
+            assert_eq!(stuck.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            assert!(writer.write(b"more").await.is_err());
+            drop((theirs, read));
         });
     }
 

@@ -57,7 +57,7 @@ impl Peer {
         let limit = until.saturating_duration_since(Instant::now()).as_millis();
         let limit = Duration::from_millis(u64::try_from(limit).unwrap_or(u64::MAX));
         let late = |what: String| Error::Deadline { what, limit };
-        if context.streams.is_at(&target.socket) {
+        if context.streams.is_at(&target.socket, context.deadline).await? {
             let claim = context.streams.claim(&target.id)?;
             return match timeout_at(until, claim.next()).await {
                 Ok(link) => Ok((Self::Client(claim), link)),

@@ -7,9 +7,11 @@ use std::rc::Rc;
 
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
+use tokio::time::Instant;
 
 use super::link::Link;
 use crate::error::{Error, Result};
+use crate::io::look;
 use crate::rpc::duplex::{End, Inbound, Outbound};
 use crate::wire::streaming::{self, Message};
 
@@ -59,11 +61,20 @@ impl Registry {
 
     /// Whether a URI with this socket means this daemon. containerd's client puts a slash more in
     /// front of it, and its state directory may have two names.
-    pub(super) fn is_at(&self, socket: &Path) -> bool {
-        let canonical =
-            |path: &Path| Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
-        socket == self.socket
-            || canonical(socket).is_some_and(|socket| canonical(&self.socket) == Some(socket))
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] for a place that does not answer.
+    pub(super) async fn is_at(&self, socket: &Path, deadline: Option<Instant>) -> Result<bool> {
+        if socket == self.socket {
+            return Ok(true);
+        }
+        let own = self.socket.clone();
+        let is_same = move |socket: &Path| {
+            let canonical =
+                |path: &Path| Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+            Ok(canonical(socket).is_some_and(|socket| canonical(&own) == Some(socket)))
+        };
+        look::at(socket, "look at", deadline, is_same).await
     }
 
     /// Adds a stream of this name.
