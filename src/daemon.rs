@@ -169,4 +169,7 @@ async fn handle_signals(signals: SignalFd, reaper: Reaper, containers: Rc<Contai
         }
         ready.clear_ready();
     }
+    // Nobody would hear of an exit any more; `delete` takes over.
+    log::error!("cannot wait for signals: ending");
+    containers.close();
 }

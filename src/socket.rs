@@ -8,10 +8,14 @@
 //! process's descriptors one by one, often the listener last, so that containerd may see its
 //! connection end while new ones are still taken. Only an answer tells.
 
+mod own;
+
+pub(crate) use self::own::Own;
+
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -144,42 +148,6 @@ pub(crate) fn remove(path: &Path) {
     if let Err(errno) = unlink(path) {
         if errno != Errno::ENOENT {
             log::warn!("cannot remove {}: {errno}", path.display());
-        }
-    }
-}
-
-/// The daemon's own socket: the file that it was bound to, and not one that has come to be there.
-#[derive(Debug)]
-pub(crate) struct Own {
-    path: PathBuf,
-    /// Device and inode; `None` if it was gone at once.
-    file: Option<(u64, u64)>,
-}
-
-impl Own {
-    /// The socket that is at `path` now.
-    pub(crate) fn new(path: PathBuf) -> Self {
-        let file = Self::file(&path);
-        Self { path, file }
-    }
-
-    fn file(path: &Path) -> Option<(u64, u64)> {
-        path.symlink_metadata().ok().map(|found| (found.dev(), found.ino()))
-    }
-
-    /// Whether a client can still connect.
-    pub(crate) fn is_there(&self) -> bool {
-        self.file.is_some() && Self::file(&self.path) == self.file
-    }
-
-    /// Unlinks the socket, but not one that another daemon has bound there since it was removed.
-    pub(crate) fn remove(&self) {
-        // Without the lock it is done all the same: only in that moment another could come.
-        let _lock = lock(&self.path, Instant::now() + REMOVE);
-        if self.is_there() {
-            remove(&self.path);
-        } else {
-            log::warn!("the socket {} was removed or replaced", self.path.display());
         }
     }
 }
@@ -428,22 +396,6 @@ mod tests {
         second.keep();
         assert!(path.exists());
         let Claim::Bound(_third) = claim(&path, "x").unwrap() else { panic!("not replaced") };
-    }
-
-    #[test]
-    fn a_daemon_removes_its_own_socket_and_no_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let _first = UnixListener::bind(&path).unwrap();
-        let own = Own::new(path.clone());
-        assert!(own.is_there());
-        std::fs::rename(&path, dir.path().join("old")).unwrap();
-        assert!(!own.is_there());
-        let _second = UnixListener::bind(&path).unwrap();
-        own.remove();
-        assert!(path.exists() && !own.is_there());
-        Own::new(path.clone()).remove();
-        assert!(!path.exists());
     }
 
     #[test]

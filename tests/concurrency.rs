@@ -1,5 +1,7 @@
 //! Many calls at once, and runtime commands that never end.
 
+mod hung;
+
 use std::thread;
 use std::time::Duration;
 

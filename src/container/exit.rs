@@ -34,7 +34,10 @@ impl Container {
             // One that was never started has written nothing, and a Delete waits for its end.
             if self.init.state() != State::Created {
                 if let Some(io) = self.init.io() {
-                    io.taken().await;
+                    tokio::select! {
+                        () = io.taken() => {}
+                        () = self.shared.begins_to_close() => {} // its last calls have no time
+                    }
                 }
             }
             self.tell_last_oom();

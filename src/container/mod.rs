@@ -57,6 +57,8 @@ pub(crate) struct Containers {
     /// Shutdown was asked for while all that there was were creations under way.
     asked_to_close: Cell<bool>,
     closing: Cell<bool>,
+    closes: Notify,
+    ended: Cell<bool>,
     closed: Notify,
     /// A container has ended or is gone.
     changed: Notify,
@@ -109,6 +111,8 @@ impl Containers {
             config: RefCell::default(),
             asked_to_close: Cell::default(),
             closing: Cell::default(),
+            closes: Notify::new(),
+            ended: Cell::default(),
             closed: Notify::new(),
             changed: Notify::new(),
         }
@@ -155,15 +159,29 @@ impl Containers {
         if self.closing.get() { Err(Error::ShuttingDown) } else { Ok(()) }
     }
 
-    /// From now on nothing is created; [`Containers::closed`] resolves.
-    pub(crate) fn close(&self) {
+    /// From now on nothing is created, and no reader is waited for; what there is may still be removed.
+    fn begin_to_close(&self) {
         self.closing.set(true);
+        self.closes.notify_waiters();
+    }
+
+    /// Resolves when the daemon begins to end.
+    async fn begins_to_close(&self) {
+        while !self.closing.get() {
+            self.closes.notified().await;
+        }
+    }
+
+    /// The same, and [`Containers::closed`] resolves.
+    pub(crate) fn close(&self) {
+        self.begin_to_close();
+        self.ended.set(true);
         self.closed.notify_waiters();
     }
 
     /// Resolves when the daemon is to end.
     pub(crate) async fn closed(&self) {
-        while !self.closing.get() {
+        while !self.ended.get() {
             self.closed.notified().await;
         }
     }

@@ -100,7 +100,7 @@ impl Containers {
     pub(crate) async fn shut_down_sandbox(&self, id: &str) -> Result<()> {
         match self.held() {
             Some(sandbox) if sandbox.id.as_str() == id => {
-                self.closing.set(true);
+                self.begin_to_close();
                 self.remove_all(Instant::now() + REMOVAL).await;
                 // What is left then is for `delete`, and the answer is that it goes.
                 let stopped = sandbox.stop().await;
@@ -120,7 +120,7 @@ impl Containers {
 
     /// Ends the daemon, which nobody needs; containers whose bundles are gone have no `delete`.
     pub(crate) async fn end_lost(&self) {
-        self.closing.set(true);
+        self.begin_to_close();
         if self.need() == Need::Lost {
             // The runtime wants its bundle as working directory, and for its log.
             let bundles: Vec<PathBuf> = {

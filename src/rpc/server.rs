@@ -9,7 +9,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -35,12 +35,15 @@ use crate::socket::peer_uid;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (no descriptors left, say), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Before that is said again.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// How long a frame may take that has begun. A peer that never said anything may be one that only
 /// takes room; another may be stopped for a while, as a debugger or a full disk does it.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 const FRAME: Duration = Duration::from_secs(120);
-/// Frames of one peer that are taken before others have their turn.
-const TURN: u64 = 64;
+/// Frames of one peer that are taken before others have their turn: fewer than the tasks that the event loop
+/// runs in a turn, so that those of the frames have all begun.
+const TURN: u64 = 32;
 /// Enough for most requests; larger ones are read straight into their own buffer.
 const READ_BUFFER: usize = 1024;
 
@@ -150,17 +153,16 @@ pub(crate) async fn serve<H: Handler>(
 ) {
     let own = nix::unistd::geteuid().as_raw();
     let peers = Rc::new(Peers::default());
-    let mut failing = false;
+    let mut said = None;
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                let dismissed = peers.dismiss();
-                if !failing {
+                if said.is_none_or(|said: Instant| said.elapsed() > SAY_AGAIN) {
                     log::warn!("cannot accept connections, silent ones are hung up: {error}");
+                    said = Some(Instant::now());
                 }
-                failing = true;
-                if dismissed {
+                if peers.dismiss() {
                     tokio::task::yield_now().await; // it goes now
                 } else {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -168,7 +170,6 @@ pub(crate) async fn serve<H: Handler>(
                 continue;
             }
         };
-        failing = false;
         match peer_uid(stream.as_fd()) {
             Ok(uid) if uid == own => {
                 let (handler, in_flight) = (handler.clone(), in_flight.clone());
@@ -196,13 +197,9 @@ async fn connection<H: Handler>(
     let streams = Streams::new(writer.clone());
     let (mut limit, mut frames) = (FIRST_FRAME, 0_u64);
     loop {
-        let (header, message) = match stream::read_within(&mut reader, limit).await {
-            Ok(frame) => frame,
-            Err(error) if error.kind() == ErrorKind::TimedOut => {
-                log::warn!("a peer sent half a frame and nothing for {limit:?}: connection closed");
-                break;
-            }
-            Err(_) => break,
+        let Ok((header, message)) = stream::read_within(&mut reader, limit).await.inspect_err(late)
+        else {
+            break;
         };
         peer.speaks();
         limit = FRAME;
@@ -238,6 +235,12 @@ async fn connection<H: Handler>(
         });
     }
     streams.lose();
+}
+
+fn late(error: &io::Error) {
+    if error.kind() == ErrorKind::TimedOut {
+        log::warn!("a peer sent half a frame and then nothing: connection closed");
+    }
 }
 
 /// Takes one frame of a stream. Nothing of a stream counts as a request that is being answered.

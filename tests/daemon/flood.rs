@@ -81,6 +81,7 @@ fn without_descriptors_left_calls_are_answered_and_it_is_said_once() {
     };
     let (begin, ()) = (spent(), thread::sleep(Duration::from_secs(2)));
     assert!(spent() - begin < 20, "a busy loop: {} ticks in 2 s", spent() - begin);
+    assert_eq!(shim.log().text().matches("cannot accept connections").count(), 1);
     // Whoever needs more than there is is told so.
     let refused = shim.exec_run("c", "e", "exit 3");
     if let Err(refused) = refused {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::sandbox::pod::{PLAIN, Pod};
 use crate::support::streaming::{Reader, Writer, uri};
 use crate::support::{Host, Spec, skipped, timed};
 
@@ -44,6 +45,30 @@ fn a_container_that_never_ran_waits_for_no_reader() {
     deleted.unwrap();
     assert!(took < Duration::from_secs(4), "{took:?}");
     shim.stop();
+}
+
+#[test]
+fn a_pod_that_is_shut_down_waits_for_no_reader() {
+    if skipped("streams") {
+        return;
+    }
+    let host = Host::new();
+    let pod = Pod::new(&host);
+    pod.create("pod", &PLAIN, "").unwrap();
+    pod.start().unwrap();
+    let address = pod.shim.address().to_owned();
+    let out = Reader::open(&address, "out");
+    out.hold(true);
+    host.prepare("c", Spec::sh("head -c 500000 /dev/zero; exec sleep 1000"));
+    let mut request = pod.shim.request("c");
+    request.stdout = uri(&address, "out");
+    pod.shim.create(&request).unwrap();
+    pod.shim.start("c", "").unwrap();
+    std::thread::sleep(READ);
+    let ((), took) = timed(|| pod.shutdown());
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    host.sink.expect("c", &["create c", "start c", "exit c 137", "delete c 137"]);
+    out.vanish();
 }
 
 #[test]

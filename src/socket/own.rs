@@ -1,0 +1,66 @@
+//! The daemon's own socket, which somebody may remove or replace while it serves.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::{REMOVE, lock, remove};
+
+/// The daemon's own socket: the file that it was bound to, and not one that has come to be there.
+#[derive(Debug)]
+pub(crate) struct Own {
+    path: PathBuf,
+    /// Device and inode; `None` if it was gone at once.
+    file: Option<(u64, u64)>,
+}
+
+impl Own {
+    /// The socket that is at `path` now.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        let file = Self::file(&path);
+        Self { path, file }
+    }
+
+    fn file(path: &Path) -> Option<(u64, u64)> {
+        path.symlink_metadata().ok().map(|found| (found.dev(), found.ino()))
+    }
+
+    /// Whether a client can still connect.
+    pub(crate) fn is_there(&self) -> bool {
+        self.file.is_some() && Self::file(&self.path) == self.file
+    }
+
+    /// Unlinks the socket, but not one that another daemon has bound there since it was removed.
+    pub(crate) fn remove(&self) {
+        // Without the lock it is done all the same: only in that moment another could come.
+        let _lock = lock(&self.path, Instant::now() + REMOVE);
+        if self.is_there() {
+            remove(&self.path);
+        } else {
+            log::warn!("the socket {} was removed or replaced", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_daemon_removes_its_own_socket_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _first = UnixListener::bind(&path).unwrap();
+        let own = Own::new(path.clone());
+        assert!(own.is_there());
+        std::fs::rename(&path, dir.path().join("old")).unwrap();
+        assert!(!own.is_there());
+        let _second = UnixListener::bind(&path).unwrap();
+        own.remove();
+        assert!(path.exists() && !own.is_there());
+        Own::new(path.clone()).remove();
+        assert!(!path.exists());
+    }
+}
