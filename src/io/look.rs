@@ -2,9 +2,11 @@
 //! ever, so it has a thread of its own; but not where containerd keeps FIFOs, which is in memory.
 
 use std::io;
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Component, Path};
 use std::time::Duration;
 
+use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, Result};
@@ -38,6 +40,24 @@ pub(super) async fn at<T: Send + 'static>(
         return Err(Error::Deadline { what, limit: until.saturating_duration_since(begin) });
     };
     result.and_then(|result| result).map_err(Error::io(action, path))
+}
+
+/// Connects to the socket at `path`.
+///
+/// # Errors
+/// As [`at`].
+pub(super) async fn connect(path: &Path) -> Result<UnixStream> {
+    const ACTION: &str = "connect to";
+    if is_in_memory(path) {
+        return UnixStream::connect(path).await.map_err(Error::io(ACTION, path));
+    }
+    let connect = |path: &Path| {
+        let stream = StdStream::connect(path)?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    let stream = at(path, ACTION, None, connect).await?;
+    UnixStream::from_std(stream).map_err(Error::io(ACTION, path))
 }
 
 fn is_in_memory(path: &Path) -> bool {

@@ -6,7 +6,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -277,20 +276,19 @@ fn header(stream_id: u32, type_: u8, flags: u8, length: usize) -> Vec<u8> {
     Vec::from(MessageHeader { length, stream_id, type_, flags })
 }
 
-/// Opens a stream at the server on the socket `path`: `method` of a service, with what takes its
+/// Opens a stream at the server of a new connection: `method` of a service, with what takes its
 /// messages. The work that is returned reads them until the stream ends; dropping it ends the connection.
 /// `failed` is told why, where the server gives a reason.
 ///
 /// # Errors
-/// [`Error::Io`] names the socket; as `make`.
+/// As `make`.
 pub(crate) async fn connect<F: Fn(Error) + 'static>(
-    path: &Path,
+    connection: UnixStream,
     method: (&str, &str),
     make: impl FnOnce(Outbound) -> Result<Rc<dyn Inbound>>,
     failed: F,
 ) -> Result<Pin<Box<dyn Future<Output = ()>>>> {
     const ID: u32 = 1;
-    let connection = UnixStream::connect(path).await.map_err(Error::io("connect to", path))?;
     let (read, write) = connection.into_split();
     let writer = Writer::new(write);
     let streams = Streams::new(writer.clone());

@@ -15,9 +15,9 @@ use tokio::time::timeout;
 
 use crate::sys;
 
-/// How long an answer may wait for its turn behind other frames. One frame of a stream may wait longer for
-/// a reader, but not on a connection where answers wait behind it.
-const TURN: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
+/// How long an answer may wait for its turn behind other frames, such as one of a stream that nobody reads.
+/// A containerd that is stopped for a while takes a closed connection for a dead shim: it is long.
+const TURN: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 120 });
 /// Answers that may wait to be written before no more requests are read.
 const MOST_WAITING: usize = 256;
 

@@ -51,6 +51,11 @@ fn sleeper(dir: &Path, name: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// Whether it is the kernel's mount(2) that hangs.
+fn request_mounts(name: &str) -> bool {
+    name == "the root file system's source"
+}
+
 /// What of a Create hangs.
 type Change = fn(&mut CreateTaskRequest, &Hung, &Host);
 
@@ -112,7 +117,10 @@ fn check(name: &str, change: Change) {
         assert!(answer.is_err(), "{name}: {answer:?}");
         assert!(took < Duration::from_secs(6), "{name}: {took:?}");
     });
-    // The place is free again, and what works does.
+    // The place is free again, and what works does. A mount that hangs may still come: it keeps the place.
+    if request_mounts(name) {
+        drop(hung);
+    }
     eventually("another container of that name", || shim.create_plain("c").ok());
     shim.remove("c");
     shim.end();

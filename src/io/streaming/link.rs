@@ -235,7 +235,7 @@ impl Inbound for Link {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use tokio::net::UnixListener;
+    use tokio::net::{UnixListener, UnixStream};
 
     use super::*;
     use crate::rpc::duplex;
@@ -256,7 +256,8 @@ pub(super) mod tests {
             made = Some(link.clone());
             Ok(link as Rc<dyn Inbound>)
         };
-        let reading = duplex::connect(&path, ("s", "m"), make, |_| ()).await.unwrap();
+        let connection = UnixStream::connect(&path).await.unwrap();
+        let reading = duplex::connect(connection, ("s", "m"), make, |_| ()).await.unwrap();
         (made.unwrap(), (listener, reading))
     }
 

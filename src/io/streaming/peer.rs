@@ -12,6 +12,7 @@ use super::link::Link;
 use super::registry::Claim;
 use crate::error::{Error, Result};
 use crate::io::Context;
+use crate::io::look;
 use crate::io::task::Task;
 use crate::io::uri::StreamingTarget;
 use crate::rpc::duplex::{self, End};
@@ -124,7 +125,8 @@ impl Server {
             log::debug!("the server of a stream: {error}");
             told.borrow_mut().get_or_insert(error);
         };
-        let reading = duplex::connect(socket, METHOD, make, failed).await?;
+        let connection = look::connect(socket).await?;
+        let reading = duplex::connect(connection, METHOD, make, failed).await?;
         let Some(link) = made else { return Err(lost(socket)) };
         self.reader.replace(Some((Task::spawn(reading), link.clone())));
         let _ = link.name(id).await; // if it is refused, the reason follows
