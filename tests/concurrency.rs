@@ -195,11 +195,12 @@ fn check(hang: &Hang) {
 
 /// Everything that reads a snapshot answers in 100 ms (the best of five, for loaded machines).
 fn others_answer_at_once(shim: &Shim<'_>, command: &str) {
-    let calls: [(&str, &dyn Fn()); 6] = [
+    let calls: [(&str, &dyn Fn()); 7] = [
         ("State", &|| drop(shim.state("pod", "").unwrap())),
         ("Stats", &|| drop(shim.stats("pod").unwrap())),
         ("Connect", &|| drop(shim.ask("pod").unwrap())),
         ("Wait", &|| drop(shim.wait("pod", "done").unwrap())),
+        ("Shutdown", &|| shim.shutdown("pod").unwrap()), // which is refused by doing nothing
         ("State of the one that hangs", &|| drop(shim.state("c", ""))),
         ("Connect to the one that hangs", &|| drop(shim.ask("c").unwrap())),
     ];

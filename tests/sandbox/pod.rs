@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::thread;
 
+use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::sandbox_api::*;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -244,13 +245,19 @@ impl<'h> Pod<'h> {
     /// Creates a container with a root directory of its own that it can write to, as a snapshot is.
     #[track_caller]
     pub fn make(&self, id: &str) {
+        self.shim.create(&self.request(id)).unwrap();
+    }
+
+    /// The Create of [`Pod::make`].
+    #[track_caller]
+    pub fn request(&self, id: &str) -> CreateTaskRequest {
         let root = self.host.dir().join("root-of").join(id);
         fs::create_dir_all(root.parent().unwrap()).unwrap();
         let mut copy = std::process::Command::new("cp");
         assert!(copy.arg("-a").arg(image()).arg(&root).status().unwrap().success());
         let mut request = self.shim.request(id);
         request.rootfs = vec![bind(root.to_str().unwrap(), &["rbind", "rw"])];
-        self.shim.create(&request).unwrap();
+        request
     }
 
     /// Creates and starts a container.

@@ -60,7 +60,7 @@ fn a_pod_that_is_shut_down_waits_for_no_reader() {
     let out = Reader::open(&address, "out");
     out.hold(true);
     host.prepare("c", Spec::sh("head -c 500000 /dev/zero; exec sleep 1000"));
-    let mut request = pod.shim.request("c");
+    let mut request = pod.request("c");
     request.stdout = uri(&address, "out");
     pod.shim.create(&request).unwrap();
     pod.shim.start("c", "").unwrap();
