@@ -68,6 +68,7 @@ fn a_pod_that_is_shut_down_waits_for_no_reader() {
     let ((), took) = timed(|| pod.shutdown());
     assert!(took < Duration::from_secs(5), "{took:?}");
     host.sink.expect("c", &["create c", "start c", "exit c 137", "delete c 137"]);
+    out.hold(false);
     out.vanish();
 }
 
