@@ -1,14 +1,17 @@
 #!/bin/sh
-# Brings the packaged containerd generations that the tests run against, and gVisor's runsc, into
-#   TARGET/containerd/{1.6,1.7,2.x,runsc}/bin      (TARGET: $CARGO_TARGET_DIR, else target)
+# Brings the packaged containerd generations that the tests run against, gVisor's runsc, a CRIU for
+# today's kernels and a newer runc into
+#   TARGET/containerd/{1.6,1.7,2.x,runsc,criu,runc}/bin      (TARGET: $CARGO_TARGET_DIR, else target)
 # each containerd with its own ctr and stock shim. Nothing is installed: the packages are downloaded
 # through lists, a cache and a sources file of their own, and unpacked. What is there already is kept.
 set -eu
 cd "$(dirname "$0")/.."
 dest=$(realpath -m "${CARGO_TARGET_DIR:-target}")/containerd
 apt=$dest/apt
-# DIRECTORY:PACKAGE:SUITE. Debian 12's own runsc is too old; the newer one of its backports is this.
-packages='1.6:containerd:bookworm 1.7:containerd:trixie 2.x:containerd:forky runsc:runsc:trixie'
+# DIRECTORY:PACKAGE:SUITE. Debian 12's own runsc is too old; the newer one of its backports is this. Its
+# criu 3.17 fails on newer kernels ("Unexpected rt vDSO area bounds").
+packages='1.6:containerd:bookworm 1.7:containerd:trixie 2.x:containerd:forky runsc:runsc:trixie
+    criu:criu:forky runc:runc:forky'
 
 say() { echo "fetch-containerd: $*"; }
 fail() { say "$*" >&2; exit 1; }
@@ -27,6 +30,12 @@ private_apt() {
         -o Dir::Etc::preferencesparts=/dev/null -o Dir::State::Lists="$apt/lists" \
         -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root -o APT::Get::List-Cleanup=0 \
         -o Acquire::Languages=none "$@"
+}
+
+private_apt_cache() {
+    apt-cache -o Dir::Etc::sourcelist="$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::Etc::preferencesparts=/dev/null -o Dir::State::Lists="$apt/lists" \
+        -o Dir::Cache="$apt/cache" -o Dir::State::status=/dev/null "$@"
 }
 
 # update_lists SUITE..: describes these suites of the mirror to private_apt.
@@ -51,8 +60,40 @@ split() {
 # The entry's program, which has the package's name, says its version.
 version() { "$dest/$directory/bin/$package" --version; }
 
+# libraries: prints the libraries that the entry's package needs, by package.
+libraries() {
+    apt_options=--recurse\ --no-recommends\ --no-suggests\ --no-conflicts\ --no-breaks\ --no-replaces
+    # shellcheck disable=SC2086 # one word each
+    private_apt_cache depends $apt_options --no-enhances "$package" | sed -n 's/^\(lib[^ ]*\)$/\1/p'
+}
+
+# unpack_apart: as unpack, for programs that want a newer C library than the machine's: with all their
+# libraries beside them, in DIRECTORY/lib.
+unpack_apart() {
+    command -v patchelf >/dev/null || fail "patchelf is missing, which $package of $suite needs"
+    work=$dest/.$directory
+    rm -rf "$work"
+    mkdir -p "$work/deb" "$work/new/bin" "$work/new/lib"
+    # shellcheck disable=SC2046 # a word for each package
+    (cd "$work" && private_apt download "$package/$suite" $(libraries | sed "s,\$,/$suite,")) \
+        >"$apt/log" 2>&1 || { cat "$apt/log" >&2; fail "$package of $suite could not be downloaded"; }
+    for deb in "$work"/*.deb; do dpkg -x "$deb" "$work/deb"; done
+    find "$work/deb" \( -path '*-linux-*/lib*.so*' -o -path '*-linux-*/ld-linux*' \) \
+        -exec cp -L -t "$work/new/lib" {} + 2>/dev/null || true # links into packages that are not here
+    program=$(find "$work/deb/usr/sbin" "$work/deb/usr/bin" -name "$package" -type f | head -n 1)
+    cp "$program" "$work/new/bin/$package"
+    rm -rf "${dest:?}/$directory"
+    mv "$work/new" "$dest/$directory"
+    rm -rf "$work"
+    linker=$(basename "$(patchelf --print-interpreter "$dest/$directory/bin/$package")")
+    patchelf --set-interpreter "$dest/$directory/lib/$linker" --force-rpath \
+        --set-rpath "$dest/$directory/lib" "$dest/$directory/bin/$package"
+    version >/dev/null 2>&1 || fail "$package of $suite does not start here: $(version 2>&1)"
+}
+
 # unpack: leaves only the programs of the entry, in DIRECTORY/bin.
 unpack() {
+    case $package in criu | runc) unpack_apart; return ;; esac
     work=$dest/.$directory
     rm -rf "$work"
     mkdir -p "$work/deb"
@@ -79,8 +120,8 @@ if [ -n "$missing" ]; then
     for entry in $missing; do
         split "$entry"
         say "unpacking $package of Debian $suite"
-        # Not every architecture has a runsc; without one its tests are skipped.
-        (unpack) || [ "$package" = runsc ] || exit 1
+        # Not every architecture has a runsc, nor every mirror a CRIU; without one its tests are skipped.
+        (unpack) || case $package in runsc | criu | runc) ;; *) exit 1 ;; esac
     done
     rm -rf "$apt"
 fi

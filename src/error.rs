@@ -40,6 +40,9 @@ pub(crate) enum Error {
     /// None of the runtimes is there: the reasons, then where it was asked for, or what to do.
     #[error("OCI runtime {name:?}: {why}")]
     NoRuntime { name: String, why: String },
+    /// A checkpoint or restore where CRIU is not there: what is missing, and what to do.
+    #[error("CRIU, which makes and restores checkpoints, cannot be used: {0}")]
+    NoCriu(String),
     /// The OCI runtime refused; its own words are in `message`, unchanged.
     #[error("`{runtime} {command}` failed ({status}): {message}")]
     Runtime { runtime: String, command: &'static str, status: String, message: String },
@@ -104,9 +107,10 @@ impl Error {
             Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::NotFound { .. } | Self::Finished { .. } => Code::NOT_FOUND,
             Self::Exists { .. } => Code::ALREADY_EXISTS,
-            Self::State { .. } | Self::NoRuntime { .. } | Self::NoSandbox { .. } => {
-                Code::FAILED_PRECONDITION
-            }
+            Self::State { .. }
+            | Self::NoRuntime { .. }
+            | Self::NoCriu(_)
+            | Self::NoSandbox { .. } => Code::FAILED_PRECONDITION,
             Self::Runtime { .. } => Code::UNKNOWN,
             Self::Deadline { .. } => Code::DEADLINE_EXCEEDED,
             Self::Io { .. } | Self::Mount { .. } | Self::Sys { .. } => Code::INTERNAL,

@@ -62,14 +62,15 @@ pub(crate) enum Event {
         rootfs: Vec<Mount>,
         stdio: StdioSpec,
         checkpoint: String,
-        pid: Pid,
+        /// None yet, where it is to be restored from a checkpoint.
+        pid: Option<Pid>,
     },
     /// The user's program runs as the init process.
     Started { id: ContainerId, pid: Pid },
     /// The init process (`exec_id` is `None`) or an exec process ended.
     Exited { id: ContainerId, exec_id: Option<ExecId>, pid: Pid, exit: Exit },
-    /// The container is gone.
-    Deleted { id: ContainerId, pid: Pid, exit: Exit },
+    /// The container is gone; one that was to be restored may never have had a process.
+    Deleted { id: ContainerId, ended: Option<(Pid, Exit)> },
     /// An exec process was described; it does not run yet.
     ExecAdded { id: ContainerId, exec_id: ExecId },
     /// An exec process runs.
@@ -80,6 +81,8 @@ pub(crate) enum Event {
     Paused { id: ContainerId },
     /// All processes of the container run again.
     Resumed { id: ContainerId },
+    /// The container's processes were saved in the directory `image`.
+    Checkpointed { id: ContainerId, image: PathBuf },
 }
 
 impl Event {

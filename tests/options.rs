@@ -54,7 +54,7 @@ struct Value {
     entry: &'static str,
 }
 
-const VALUES: [Value; 5] = [
+const VALUES: [Value; 4] = [
     Value {
         argument: "--root /x/tests",
         option: |options| options.root = "/x".into(),
@@ -72,16 +72,6 @@ const VALUES: [Value; 5] = [
         option: |options| options.no_new_keyring = true,
         body: "NoNewKeyring = true",
         entry: "no_new_keyring = true",
-    },
-    Value {
-        argument: "--criu /x/criu",
-        // The crate's message is containerd 2's, which has the field no more.
-        option: |options| {
-            let fields = options.special_fields.mut_unknown_fields();
-            fields.add_length_delimited(8, b"/x/criu".to_vec());
-        },
-        body: "CriuPath = '/x/criu'",
-        entry: "criu_path = '/x/criu'",
     },
     Value {
         argument: "--systemd-cgroup",

@@ -16,6 +16,8 @@ const EMPTY_DIR: &str = "guest_empty_dir";
 const DISABLE_EMPTY_DIR: &str = "disable_guest_empty_dir";
 /// A runtime command's time where nothing else is configured.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+/// A checkpoint's or restore's: it takes as long as a container has memory.
+const CRIU_DEADLINE: Duration = Duration::from_secs(600);
 /// The table of runtimes.
 const RUNTIMES: &str = "runtimes";
 /// The key of a runtime command's time.
@@ -183,12 +185,27 @@ pub(crate) struct Deadlines {
 
 impl Deadlines {
     /// Commands whose deadline can be set.
-    const COMMANDS: [&str; 9] =
-        ["create", "start", "exec", "kill", "delete", "pause", "resume", "update", "mount"];
+    const COMMANDS: [&str; 11] = [
+        "create",
+        "start",
+        "exec",
+        "kill",
+        "delete",
+        "pause",
+        "resume",
+        "update",
+        "checkpoint",
+        "restore",
+        "mount",
+    ];
 
     /// The time for `command`.
     pub(crate) fn of(&self, command: &str) -> Duration {
-        self.commands.get(command).copied().unwrap_or(self.default)
+        let default = match command {
+            "checkpoint" | "restore" => self.default.max(CRIU_DEADLINE),
+            _ => self.default,
+        };
+        self.commands.get(command).copied().unwrap_or(default)
     }
 }
 

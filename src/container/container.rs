@@ -1,6 +1,6 @@
 //! One container: what can be done with it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 use crate::bundle::{self, Bundle};
 use crate::cgroup::{Cgroup, Toll};
 use crate::config;
+use crate::container::checkpoint::Image;
 use crate::container::oom::Oom;
 use crate::container::process::turn;
 use crate::container::state::Change;
@@ -46,12 +47,17 @@ pub(crate) struct Container {
     pub(super) kind: Kind,
     pub(super) streams: Streams,
     pub(super) own_pid_namespace: bool,
-    pub(super) cgroup: Option<Cgroup>,
+    /// What it is restored from at Start, in place of being created.
+    pub(super) image: Option<Image>,
+    /// A checkpoint is under way, after which the container ends.
+    pub(super) leaving: Cell<bool>,
+    /// Set once the runtime has made its processes, if they have one of their own.
+    pub(super) cgroup: OnceCell<Cgroup>,
     /// Until the init process's exit is announced.
     pub(super) oom: RefCell<Option<Oom>>,
     pub(super) toll: Rc<Cell<Toll>>,
     pub(super) rootfs: RefCell<Option<RootfsMount>>,
-    /// Pause, Resume and Update take turns here: one that hangs does not delay the news that the
+    /// Pause, Resume, Update and Checkpoint take turns here: one that hangs does not delay the news that the
     /// container has ended.
     pub(super) adjusting: Mutex<()>,
     /// The kernel has its processes frozen since the last Pause; a runtime with a kernel of its own
@@ -126,9 +132,12 @@ impl Container {
     /// [`Error::State`] once started or ended; [`Error::Runtime`] with the runtime's own words.
     ///
     /// [event order]: https://github.com/containerd/containerd/blob/main/core/runtime/v2/README.md
-    pub(crate) async fn start(&self, deadline: Option<Instant>) -> Result<Pid> {
+    pub(crate) async fn start(self: &Rc<Self>, deadline: Option<Instant>) -> Result<Pid> {
         let _turn = self.init.take_turn(deadline).await?;
         self.init.check(Change::Start, "start")?;
+        if let Some(image) = &self.image {
+            return self.restore(image, deadline).await;
+        }
         self.runtime.start(&self.call(deadline)).await?;
         if self.init.state().exit().is_some() {
             return Err(self.ended("start")); // it took so long that its end has been announced
@@ -167,7 +176,7 @@ impl Container {
         let _under_way = UnderWay::begin(&self.kills);
         // As an ordinary user's containers may have none, runc refuses, and crun 1.8 goes for the
         // processes of the root cgroup: all of the host's.
-        let has_cgroup = self.cgroup.is_some();
+        let has_cgroup = self.cgroup.get().is_some();
         if all && !has_cgroup {
             self.signal_execs(signal);
         }
@@ -226,7 +235,7 @@ impl Container {
     /// [`Error::Io`] if the cgroup cannot be read.
     pub(crate) fn pids(&self) -> Result<Vec<(Pid, Option<ExecId>)>> {
         let known = self.known_pids();
-        let mut pids = match &self.cgroup {
+        let mut pids = match self.cgroup.get() {
             Some(cgroup) => cgroup.pids()?.unwrap_or_default(),
             None => Vec::new(),
         };
@@ -251,10 +260,11 @@ impl Container {
     /// [`Error::NotFound`] if it has none of its own.
     pub(crate) fn cgroup(&self) -> Result<&Cgroup> {
         let missing = || Error::NotFound { what: "cgroup of container", id: self.id.to_string() };
-        self.cgroup.as_ref().ok_or_else(missing)
+        self.cgroup.get().ok_or_else(missing)
     }
 
-    /// Removes a container whose init process has ended, or was never started.
+    /// Removes a container whose init process has ended, or was never started; returns its pid and exit,
+    /// unless it was to be restored and has never had a process.
     ///
     /// Order: output to its readers (10 s at most), the runtime's state and cgroup, rootfs,
     /// `/tasks/delete`, the container's entry.
@@ -264,16 +274,16 @@ impl Container {
     /// [`Error::Deadline`] that names the holder; as the runtime says. The container is then still
     /// there, since containerd asks for the State before it deletes, and would forget to remove the
     /// bundle and the shim of one that is gone. The next Delete waits for no output.
-    pub(crate) async fn delete(&self, deadline: Option<Instant>) -> Result<(Pid, Exit)> {
+    pub(crate) async fn delete(&self, deadline: Option<Instant>) -> Result<Option<(Pid, Exit)>> {
         if self.init.state() == State::Created {
             self.end_unstarted(deadline).await?;
         }
         let _turn = self.init.take_turn(deadline).await?;
-        let pid = self.init_pid()?;
-        let Some(exit) = self.init.state().exit() else {
+        let ended = self.init.pid().zip(self.init.state().exit());
+        if ended.is_none() && self.init.pid().is_some() {
             let state = self.init.state().name();
             return Err(Error::State { id: self.id.to_string(), change: "delete", state });
-        };
+        }
         if !self.is_known() {
             return Err(Error::NotFound { what: "container", id: self.id.to_string() });
         }
@@ -290,10 +300,10 @@ impl Container {
         }
         self.execs.take(); // those that were never started, and their waiters
         self.bundle.remove_state(); // a later `delete` has nothing to do
-        self.shared.events.queue(Event::Deleted { id: self.id.clone(), pid, exit });
+        self.shared.events.queue(Event::Deleted { id: self.id.clone(), ended });
         self.shared.map.borrow_mut().remove(&self.id);
         self.shared.note_change();
-        Ok((pid, exit))
+        Ok(ended)
     }
 
     /// Whether the id still means this container: after its end it may be another's.
@@ -306,7 +316,7 @@ impl Container {
     /// started runs by the time that its turn is over, and lives on.
     async fn end_unstarted(&self, deadline: Option<Instant>) -> Result<()> {
         let turn = self.init.take_turn(deadline).await?;
-        if self.init.state() != State::Created {
+        if self.init.state() != State::Created || self.init.pid().is_none() {
             return Ok(());
         }
         let ended = self.init.wait();

@@ -1,10 +1,11 @@
 //! Create: from a bundle to a container whose init process waits for Start. Each step has a guard;
 //! success moves them all into the [`Container`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::bundle::{self, Bundle, Spec};
 use crate::cgroup::{Cgroup, Removal};
 use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, Request};
+use crate::container::checkpoint::Image;
 use crate::container::container::Streams;
 use crate::container::handover::Handover;
 use crate::container::oom::Oom;
@@ -100,13 +102,40 @@ impl Drop for Record<'_> {
 }
 
 /// What the runtime made.
-struct Made {
-    child: Child,
+pub(super) struct Made {
+    pub(super) child: Child,
     cgroup: Option<Cgroup>,
 }
 
+impl Made {
+    /// Binds a process that the runtime made, and its streams, to `init`; notes for `delete` what it is.
+    pub(super) fn bind(
+        init: &Process,
+        (child, pidfd): (Child, Option<OwnedFd>),
+        io: ProcessIo,
+        bundle: &Bundle,
+        state: &mut bundle::State,
+    ) -> Result<Self> {
+        let pid = child.pid;
+        let mut cgroup = None;
+        // One that was reaped already has no cgroup, and its pid may be a stranger's by now.
+        if pidfd.is_some() {
+            cgroup = Cgroup::of(pid).unwrap_or_else(|error| {
+                log::warn!("no cgroup for the processes of {:?}: {error}", init.name);
+                None
+            });
+            state.init = start_time(pid).map(|ticks| (pid.get(), ticks));
+        }
+        state.cgroup.clone_from(&cgroup);
+        bundle.save(state)?;
+        init.bind(pid, pidfd, io);
+        Ok(Self { child, cgroup })
+    }
+}
+
 impl Containers {
-    /// Creates a container; returns the pid of its init process, which waits for Start.
+    /// Creates a container; returns the pid of its init process, which waits for Start. One that is to be
+    /// restored from a checkpoint has none until then, and the runtime does not know it.
     ///
     /// Order: id, options and streams are checked before anything changes; then state file, rootfs,
     /// streams, the runtime, `/tasks/create`. When a step fails, those before it are undone.
@@ -117,16 +146,14 @@ impl Containers {
         self: &Rc<Self>,
         creation: Creation,
         deadline: Option<Instant>,
-    ) -> Result<Pid> {
+    ) -> Result<Option<Pid>> {
         let Creation { id, bundle, rootfs, stdio, checkpoint, options } = creation;
         let bundle = Bundle::open(&bundle)?;
         let spec = bundle.spec()?;
         let kind = Kind::of(&spec.annotations)?;
         let mut reservation = self.reserve(&id, &kind)?;
         stdio.check()?;
-        if !checkpoint.is_empty() {
-            return Err(Error::Unimplemented("restore from a checkpoint".into()));
-        }
+        let image = Image::asked(&checkpoint, &options)?;
         let (config, Resolved { runtime, guest, rootless }, options) = self
             .decide(&spec, options)
             .inspect_err(|error| log::warn!("container of pod {:?}: {error}", self.group))?;
@@ -140,7 +167,7 @@ impl Containers {
         }
         let limit = runtime.deadlines.of("mount");
         let helper = async |program: &Path, args: &[OsString]| {
-            runtime::help(&self.reaper, program, args, bundle.dir(), limit).await
+            runtime::help(&self.reaper, "mount", program, args, bundle.dir(), limit).await
         };
         let fuse = FuseOverlay::of(config.fuse_overlayfs, rootless);
         let mounted = rootfs::mount(handover.mounts, &bundle.rootfs(), fuse, helper).await?;
@@ -157,7 +184,10 @@ impl Containers {
         let made = async {
             in_pod()?;
             let context = streams.context(self, &call, &init.name);
-            let made = make(&runtime, &call, &init, &context, &mut record).await?;
+            let made = match &image {
+                None => Some(make(&runtime, &call, &init, &context, &mut record).await?),
+                Some(_) => None,
+            };
             in_pod().map(|()| made)
         };
         let made = match made.await {
@@ -173,7 +203,7 @@ impl Containers {
         };
         record.keep = true;
         drop(record);
-        let pid = made.child.pid;
+        let pid = made.as_ref().map(|made| made.child.pid);
         let created = Event::Created {
             id: id.clone(),
             bundle: bundle.dir().to_owned(),
@@ -182,7 +212,7 @@ impl Containers {
             checkpoint,
             pid,
         };
-        self.admit(made, Parts { id, bundle, init, runtime, streams, spec, kind, mounted });
+        self.admit(made, Parts { id, bundle, init, runtime, streams, spec, kind, mounted, image });
         self.events.queue(created);
         Ok(pid)
     }
@@ -262,13 +292,7 @@ impl Containers {
     }
 
     /// Puts the container in its place and begins to wait for its end.
-    fn admit(self: &Rc<Self>, made: Made, parts: Parts) {
-        let toll = Rc::default();
-        let watch = |cgroup| {
-            let (id, init) = (parts.id.clone(), parts.init.clone());
-            Oom::watch(cgroup, id, init, self.events.clone(), Rc::clone(&toll))
-        };
-        let oom = made.cgroup.as_ref().and_then(watch);
+    fn admit(self: &Rc<Self>, made: Option<Made>, parts: Parts) {
         let container = Rc::new(Container {
             id: parts.id.clone(),
             bundle: parts.bundle,
@@ -278,9 +302,11 @@ impl Containers {
             streams: parts.streams,
             kind: parts.kind,
             own_pid_namespace: parts.spec.has_own_pid_namespace(),
-            cgroup: made.cgroup,
-            oom: RefCell::new(oom),
-            toll,
+            image: parts.image,
+            leaving: Cell::default(),
+            cgroup: OnceCell::new(),
+            oom: RefCell::default(),
+            toll: Rc::default(),
             rootfs: RefCell::new(Some(parts.mounted)),
             adjusting: Mutex::default(),
             frozen: Cell::default(),
@@ -291,7 +317,21 @@ impl Containers {
         });
         self.map.borrow_mut().insert(parts.id, Slot::Ready(container.clone()));
         self.asked_to_close.set(false);
-        container.watch_init(made.child);
+        if let Some(made) = made {
+            container.adopt(made);
+        }
+    }
+}
+
+impl Container {
+    /// Begins to wait for the end of what the runtime made, and to watch its memory.
+    pub(super) fn adopt(self: Rc<Self>, made: Made) {
+        if let Some(cgroup) = made.cgroup {
+            let (id, init) = (self.id.clone(), self.init.clone());
+            self.oom.replace(Oom::watch(&cgroup, id, init, self.shared.events.clone(), self.toll.clone()));
+            let _ = self.cgroup.set(cgroup); // a container is made once
+        }
+        self.watch_init(made.child);
     }
 }
 
@@ -305,6 +345,7 @@ struct Parts {
     spec: Spec,
     kind: Kind,
     mounted: RootfsMount,
+    image: Option<Image>,
 }
 
 /// Runs the runtime's `create` and binds what it made to `init`.
@@ -329,31 +370,18 @@ async fn make(
         runtime.create(call, &pid_file, None, Some(streams)).await?;
         io
     };
-    let pid = bundle::read_pid(&pid_file)?;
-    let (child, pidfd) = watch.claim(pid)?;
-    let mut cgroup = None;
-    // One that was reaped already has no cgroup, and its pid may be a stranger's by now.
-    if pidfd.is_some() {
-        cgroup = Cgroup::of(pid).unwrap_or_else(|error| {
-            log::warn!("no cgroup for the processes of {:?}: {error}", call.id.as_str());
-            None
-        });
-        record.state.init = start_time(pid).map(|ticks| (pid.get(), ticks));
-    }
-    record.state.cgroup.clone_from(&cgroup);
-    record.bundle.save(&record.state)?;
-    init.bind(pid, pidfd, io);
-    Ok(Made { child, cgroup })
+    let claimed = watch.claim(bundle::read_pid(&pid_file)?)?;
+    Made::bind(init, claimed, io, record.bundle, &mut record.state)
 }
 
 /// The terminal that the runtime sent over `socket`.
-pub(super) async fn receive(socket: ConsoleSocket) -> Result<std::os::fd::OwnedFd> {
+pub(super) async fn receive(socket: ConsoleSocket) -> Result<OwnedFd> {
     socket.receive(Instant::now() + CONSOLE).await
 }
 
 /// Removes what a runtime may have made of a container before it failed; whether nothing is left
 /// for sure. Failures are expected: most often there is nothing.
-async fn undo(runtime: &Runtime, call: &Call<'_>) -> bool {
+pub(super) async fn undo(runtime: &Runtime, call: &Call<'_>) -> bool {
     let until = Instant::now() + UNDO;
     let undo = Call::new(call.id, call.bundle, call.reaper, Some(until));
     let deleted = match runtime.delete(&undo, true).await {

@@ -27,6 +27,9 @@ impl Container {
             let exit = child.exit.await.unwrap_or_else(|_| Exit::killed());
             self.note_oom();
             self.init.mark_dead();
+            if self.leaving.get() {
+                drop(self.adjusting.lock().await); // it ends because it was saved, which is told first
+            }
             let _turn = timeout(START, self.init.turn.lock()).await;
             if timeout(OTHERS, self.others_ended()).await.is_err() {
                 log::warn!("processes of {:?} outlive its init process", self.id.as_str());
@@ -64,7 +67,7 @@ impl Container {
         if self.own_pid_namespace {
             return;
         }
-        let Some(cgroup) = &self.cgroup else { return };
+        let Some(cgroup) = self.cgroup.get() else { return };
         while cgroup.populated().unwrap_or(false) {
             if let Err(error) = cgroup.kill() {
                 log::warn!("cannot kill what is left of {:?}: {error}", self.id.as_str());

@@ -2,6 +2,7 @@
 
 #[expect(clippy::module_inception, reason = "it is the type after which the directory is named")]
 mod container;
+mod checkpoint;
 mod create;
 mod exec;
 mod exit;

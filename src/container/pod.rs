@@ -166,7 +166,12 @@ async fn remove(container: Rc<Container>, until: Instant) {
         Ok(cgroup) => cgroup.kill(),
         Err(_) => container.kill(9, true, Some(until)).await,
     };
-    let _ = timeout_at(until, ended).await; // Delete says what is the matter then
+    if container.init.pid().is_none() {
+        drop(ended); // it was to be restored, and nothing runs
+    } else {
+        let _ = timeout_at(until, ended).await;
+    }
+    // Delete says what is the matter then
     if let Err(error) = container.delete(Some(until)).await {
         log::warn!("container {:?} of a pod that is shut down: {error}", container.id.as_str());
         killed.unwrap_or_else(|error| log::warn!("{error}"));

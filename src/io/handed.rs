@@ -51,6 +51,11 @@ impl Handed {
         Ok(Ok((theirs, Self { reader, writer, output })))
     }
 
+    /// The file, for as long as berth has it.
+    pub(super) fn file(&self) -> Weak<OwnedFd> {
+        Rc::downgrade(&self.reader)
+    }
+
     /// What the outside may know of it.
     pub(super) fn output(&self) -> Rc<Output> {
         self.output.clone()

@@ -25,6 +25,7 @@ mod log_tests;
 mod logger;
 mod look;
 mod output;
+mod outside;
 mod pipe;
 mod process;
 mod relay;
@@ -44,6 +45,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::console::{ConsoleSocket, remove_leftovers};
 pub(crate) use self::holders::Undrained;
+pub(crate) use self::outside::OutsideFile;
 pub(crate) use self::process::{ProcessIo, TerminalIo};
 pub(crate) use self::spill::unnamed as unnamed_file;
 pub(crate) use self::streaming::{Opening, Registry};

@@ -17,6 +17,7 @@ use super::handed::Handed;
 use super::holders::Undrained;
 use super::input::Source;
 use super::look;
+use super::outside::OutsideFile;
 use super::output::{Output, OutputRelay, Sink, Taker, open};
 use super::pipe::{null, pipe, set_nonblocking};
 use super::relay::Mode;
@@ -49,6 +50,8 @@ pub(crate) struct ChildStdio {
 pub(crate) struct ProcessIo {
     tasks: Vec<Task>,
     outputs: Vec<Rc<Output>>,
+    /// The FIFOs that the process has itself.
+    handed: Vec<(Stream, Weak<OwnedFd>)>,
     /// An output has moved to its end.
     moved: Rc<Notify>,
     close_stdin: Flag,
@@ -82,6 +85,17 @@ impl ProcessIo {
         };
         let [stdout, stderr] = io.open_outputs(spec, context).await?;
         Ok((io, ChildStdio { stdin, stdout, stderr }))
+    }
+
+    /// What CRIU has to be told of the FIFOs that the process has itself: they are none of the
+    /// container's files.
+    ///
+    /// # Errors
+    /// [`Error::Sys`].
+    pub(crate) fn outside(&self) -> Result<Vec<OutsideFile>> {
+        let files = self.handed.iter().filter_map(|(stream, file)| Some((*stream, file.upgrade()?)));
+        let named = files.map(|(stream, file)| OutsideFile::of(stream, &file));
+        named.collect::<std::io::Result<_>>().map_err(Error::sys("look at a FIFO"))
     }
 
     async fn open_outputs(
@@ -125,6 +139,7 @@ impl ProcessIo {
                 let opened = match Handed::take(stream, opened, context, &self.moved)? {
                     Ok((theirs, handed)) => {
                         self.outputs.push(handed.output());
+                        self.handed.push((stream, handed.file()));
                         self.spawn(Box::pin(handed.run(self.ended.clone())));
                         return Ok(theirs);
                     }

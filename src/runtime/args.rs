@@ -9,15 +9,13 @@ use std::path::{Path, PathBuf};
 
 use crate::ids::{ContainerId, Pid};
 use crate::runtime::Runtime;
+use crate::wire::checkpoint::CheckpointOptions;
 
 /// What stands before the subcommand; for `delete` also without a daemon.
 pub(crate) fn global(runtime: &Runtime, log: &Path) -> Vec<OsString> {
     let mut args: Vec<OsString> = runtime.args.iter().map(OsString::from).collect();
     args.extend(["--root".into(), runtime.root.clone().into(), "--log".into(), log.into()]);
     args.extend(["--log-format".into(), "json".into()]);
-    if !runtime.criu_path.is_empty() {
-        args.extend(["--criu".into(), runtime.criu_path.clone().into()]);
-    }
     if runtime.systemd_cgroup {
         args.push("--systemd-cgroup".into());
     }
@@ -109,6 +107,74 @@ pub(super) fn update(id: &ContainerId, resources: &Path) -> Vec<OsString> {
     vec!["update".into(), "--resources".into(), resources.into(), id.as_str().into()]
 }
 
+/// Where a checkpoint lies, and what was allowed when it was made.
+#[derive(Clone, Copy)]
+pub(crate) struct Checkpoint<'a> {
+    /// The directory of CRIU's images.
+    pub(crate) image: &'a Path,
+    /// The directory of its logs.
+    pub(crate) work: &'a Path,
+    pub(crate) options: &'a CheckpointOptions,
+}
+
+impl Checkpoint<'_> {
+    /// What both commands have to be told: CRIU restores nothing that it is not allowed to.
+    fn args(self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec!["--image-path".into(), self.image.into()];
+        args.extend(["--work-path".into(), self.work.into()]);
+        let options = self.options;
+        let flags = [
+            (options.open_tcp, "--tcp-established"),
+            (options.external_unix_sockets, "--ext-unix-sk"),
+            (options.terminal, "--shell-job"),
+            (options.file_locks, "--file-locks"),
+        ];
+        args.extend(flags.iter().filter(|(set, _)| *set).map(|(_, flag)| OsString::from(flag)));
+        if !options.cgroups_mode.is_empty() {
+            args.extend(["--manage-cgroups-mode".into(), options.cgroups_mode.clone().into()]);
+        }
+        for namespace in &options.empty_namespaces {
+            args.extend(["--empty-ns".into(), namespace.into()]);
+        }
+        args
+    }
+}
+
+pub(super) fn checkpoint(checkpoint: Checkpoint<'_>, id: &ContainerId) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["checkpoint".into()];
+    args.extend(checkpoint.args());
+    if !checkpoint.options.parent_path.is_empty() {
+        args.extend(["--parent-path".into(), checkpoint.options.parent_path.clone().into()]);
+    }
+    if !checkpoint.options.exit {
+        args.push("--leave-running".into());
+    }
+    args.push(id.as_str().into());
+    args
+}
+
+/// berth is the sub-reaper, and the restored process has to become its child.
+pub(super) fn restore(
+    runtime: &Runtime,
+    bundle: &Path,
+    pid_file: &Path,
+    console: Option<&Path>,
+    checkpoint: Checkpoint<'_>,
+    id: &ContainerId,
+) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["restore".into(), "--bundle".into(), bundle.into()];
+    args.extend(["--detach".into(), "--no-subreaper".into(), "--pid-file".into(), pid_file.into()]);
+    if let Some(console) = console {
+        args.extend(["--console-socket".into(), console.into()]);
+    }
+    if runtime.no_pivot_root {
+        args.push("--no-pivot".into());
+    }
+    args.extend(checkpoint.args());
+    args.push(id.as_str().into());
+    args
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +207,21 @@ mod tests {
             ..runtime()
         };
         let inner = Runtime { inner_pids: true, ..runtime() };
+        let none = CheckpointOptions::default();
+        let options = CheckpointOptions {
+            exit: true,
+            open_tcp: true,
+            external_unix_sockets: true,
+            terminal: true,
+            file_locks: true,
+            empty_namespaces: ["network".into(), "ipc".into()].into(),
+            cgroups_mode: "full".into(),
+            image_path: "/other".into(),
+            work_path: "/other".into(),
+            parent_path: "../0".into(),
+        };
+        let saved =
+            Checkpoint { image: Path::new("/i"), work: Path::new("/w"), options: &options };
         let (log, bundle, pid, console) =
             (Path::new("/l"), Path::new("/b"), Path::new("/p"), Some(Path::new("/s")));
         let cases = [
@@ -148,7 +229,7 @@ mod tests {
             (
                 "global, all",
                 global(&all, log),
-                "--level a b \"c\" --root /run/r/ns --log /l --log-format json --criu /x/criu \
+                "--level a b \"c\" --root /run/r/ns --log /l --log-format json \
                  --systemd-cgroup",
             ),
             (
@@ -177,6 +258,39 @@ mod tests {
             ("delete", delete(&id, false), "delete c"),
             ("delete force", delete(&id, true), "delete --force c"),
             ("update", update(&id, Path::new("/j")), "update --resources /j c"),
+            (
+                "checkpoint",
+                checkpoint(Checkpoint { options: &none, ..saved }, &id),
+                "checkpoint --image-path /i --work-path /w --leave-running c",
+            ),
+            (
+                "checkpoint, all",
+                checkpoint(saved, &id),
+                "checkpoint --image-path /i --work-path /w --tcp-established --ext-unix-sk \
+                 --shell-job --file-locks --manage-cgroups-mode full --empty-ns network \
+                 --empty-ns ipc --parent-path ../0 c",
+            ),
+            (
+                "restore",
+                restore(
+                    &runtime(),
+                    bundle,
+                    pid,
+                    None,
+                    Checkpoint { options: &none, ..saved },
+                    &id,
+                ),
+                "restore --bundle /b --detach --no-subreaper --pid-file /p --image-path /i \
+                 --work-path /w c",
+            ),
+            (
+                "restore, all",
+                restore(&all, bundle, pid, console, saved, &id),
+                "restore --bundle /b --detach --no-subreaper --pid-file /p --console-socket /s \
+                 --no-pivot --image-path /i --work-path /w --tcp-established --ext-unix-sk \
+                 --shell-job --file-locks --manage-cgroups-mode full --empty-ns network \
+                 --empty-ns ipc c",
+            ),
         ];
         for (name, args, expected) in cases {
             let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();

@@ -83,6 +83,20 @@ fn is_finished(message: &str) -> bool {
         || is_unknown(&message)
 }
 
+/// Whether a runtime says that it has no such command: crun and youki without CRIU, runc built
+/// without it.
+pub(super) fn has_no_command(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    ["unknown command", "unrecognized subcommand", "no help topic", "not supported", "not implemented"]
+        .iter()
+        .any(|text| message.contains(text))
+}
+
+/// Whether a runtime found no criu program: runc.
+pub(super) fn lacks_criu(message: &str) -> bool {
+    message.contains("\"criu\": executable file not found")
+}
+
 fn is_unknown(message: &str) -> bool {
     message.contains("does not exist") || message.contains("no such container")
 }

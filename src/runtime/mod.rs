@@ -4,6 +4,7 @@
 //! wrappers rely on both. When its time has passed, it is killed with every process below it.
 
 pub(crate) mod args;
+mod criu;
 pub(crate) mod failure;
 mod output;
 pub(crate) mod table;
@@ -23,6 +24,7 @@ use crate::config::Deadlines;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Pid};
 use crate::reaper::{Child, Exit, Reaper};
+use crate::runtime::args::Checkpoint;
 use crate::runtime::output::Output;
 use crate::sys::child::{self, Streams};
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
@@ -49,7 +51,7 @@ pub(crate) struct Runtime {
     pub(crate) no_pivot_root: bool,
     /// `--no-new-keyring` at create.
     pub(crate) no_new_keyring: bool,
-    /// `--criu`; empty leaves it out.
+    /// The criu program, a name on PATH or a path; empty for the first `criu` on PATH.
     pub(crate) criu_path: String,
     /// How long a command may take.
     #[serde(default)]
@@ -155,13 +157,75 @@ impl Runtime {
         self.run(call, "update", args::update(call.id, resources), None).await
     }
 
-    /// Runs one command to its end. Without `streams` its output is kept for the error's text.
+    /// Saves the container's processes in `checkpoint`'s image; they go on unless its options say
+    /// `exit`. `criu` is configuration for CRIU.
+    ///
+    /// # Errors
+    /// As all methods here, with the last errors of CRIU's log; [`Error::NoCriu`], or
+    /// [`Error::NoRuntime`] for a runtime that makes no checkpoints.
+    pub(crate) async fn checkpoint(
+        &self,
+        call: &Call<'_>,
+        checkpoint: Checkpoint<'_>,
+        criu: &str,
+    ) -> Result<()> {
+        let args = args::checkpoint(checkpoint, call.id);
+        self.with_criu(call, "checkpoint", args, None, checkpoint.work, criu).await
+    }
+
+    /// Makes a container with the processes of `checkpoint`, which run at once; the pid of the first
+    /// is then in `pid_file`.
+    ///
+    /// # Errors
+    /// As [`Runtime::checkpoint`].
+    pub(crate) async fn restore(
+        &self,
+        call: &Call<'_>,
+        pid_file: &Path,
+        console: Option<&Path>,
+        streams: Option<Streams>,
+        checkpoint: Checkpoint<'_>,
+        criu: &str,
+    ) -> Result<()> {
+        let args =
+            args::restore(self, call.bundle.dir(), pid_file, console, checkpoint, call.id);
+        self.with_criu(call, "restore", args, streams, checkpoint.work, criu).await
+    }
+
+    async fn with_criu(
+        &self,
+        call: &Call<'_>,
+        name: &'static str,
+        command: Vec<OsString>,
+        streams: Option<Streams>,
+        work: &Path,
+        lines: &str,
+    ) -> Result<()> {
+        let setup = criu::Setup::new(self, call.bundle.dir(), lines)?;
+        match self.run_in(call, name, command, streams, &setup.env).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(criu::explain(self, call, error, work).await),
+        }
+    }
+
     async fn run(
         &self,
         call: &Call<'_>,
         name: &'static str,
         command: Vec<OsString>,
         streams: Option<Streams>,
+    ) -> Result<()> {
+        self.run_in(call, name, command, streams, &self.env).await
+    }
+
+    /// Runs one command to its end, with `env` on top of the daemon's. Without `streams` its output is kept for the error's text.
+    async fn run_in(
+        &self,
+        call: &Call<'_>,
+        name: &'static str,
+        command: Vec<OsString>,
+        streams: Option<Streams>,
+        env: &[(String, String)],
     ) -> Result<()> {
         let log = Scratch::new(output::log_file(call.bundle.dir(), name));
         let mut args = args::global(self, log.path());
@@ -175,7 +239,7 @@ impl Runtime {
         };
         let child = call
             .reaper
-            .spawn(&self.path, &args, call.bundle.dir(), &self.env, streams)
+            .spawn(&self.path, &args, call.bundle.dir(), env, streams)
             .map_err(|error| self.cannot_start(error))?;
         let what = || format!("`{} {name}`", self.name());
         let ended = ended(child, call.deadline, self.deadlines.of(name), what).await;
@@ -236,13 +300,15 @@ async fn ended(
     }
 }
 
-/// Runs a helper that is no OCI runtime, as `mount.fuse3` is, with the same care.
+/// Runs a helper that is no OCI runtime, as `mount.fuse3` is, with the same care; `what` it does is
+/// for the error.
 ///
 /// # Errors
 /// [`Error::Runtime`] with what it printed, [`Error::Deadline`] after `limit`, [`Error::Io`] if it
 /// cannot be run.
 pub(crate) async fn help(
     reaper: &Reaper,
+    what: &'static str,
     program: &Path,
     args: &[OsString],
     cwd: &Path,
@@ -251,13 +317,13 @@ pub(crate) async fn help(
     let (output, streams) = Output::capture()?;
     let child =
         reaper.spawn(program, args, cwd, &[], streams).map_err(Error::io("run", program))?;
-    let what = || format!("`{}`", program.display());
-    let exit = ended(child, None, limit, what).await.map_err(|late| late.error)?;
+    let late = || format!("`{}`", program.display());
+    let exit = ended(child, None, limit, late).await.map_err(|late| late.error)?;
     if exit.status == 0 {
         return Ok(());
     }
     let name = program.display().to_string();
-    Err(failure::error(name, "mount", exit.status, output.text(), None))
+    Err(failure::error(name, what, exit.status, output.text(), None))
 }
 
 /// Kills a command that has not been waited for, and every process below it: a half-made

@@ -64,6 +64,12 @@ pub(super) async fn call(
             update(containers, decode(payload)?, deadline).await?;
             empty()
         }
+        "Checkpoint" => {
+            let request: api::CheckpointTaskRequest = decode(payload)?;
+            let options = wire::checkpoint::decode(request.options.get_or_default())?;
+            containers.get(&request.id)?.checkpoint(&request.path, options, deadline).await?;
+            empty()
+        }
         "Wait" => encode(wait(containers, decode(payload)?, deadline).await?),
         "Stats" => encode(task_stats(containers, &decode(payload)?)?),
         "Connect" => encode(connect(containers, &decode(payload)?)?),
@@ -116,7 +122,7 @@ async fn create(
         options,
     };
     let mut response = api::CreateTaskResponse::new();
-    response.pid = containers.create(creation, deadline).await?.wire();
+    response.pid = containers.create(creation, deadline).await?.map_or(0, Pid::wire);
     Ok(response)
 }
 
@@ -140,7 +146,7 @@ async fn delete(
     let container = containers.get(&request.id)?;
     let process = container.process(&request.exec_id)?;
     let ended = match &process.exec_id {
-        None => Some(container.delete(deadline).await?),
+        None => container.delete(deadline).await?,
         Some(id) => container.delete_exec(&process, id, deadline).await?,
     };
     let mut response = api::DeleteResponse::new();

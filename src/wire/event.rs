@@ -11,7 +11,7 @@ use protobuf::{Message, MessageField};
 
 use crate::error::{Error, Result};
 use crate::events::Event;
-use crate::ids::Namespace;
+use crate::ids::{Namespace, Pid};
 use crate::wire::{any, mount, timestamp};
 
 /// The encoded request that hands one event to containerd.
@@ -51,7 +51,7 @@ fn encode(event: &Event) -> (&'static str, Any) {
             message.rootfs = rootfs.iter().map(mount::encode).collect();
             message.io = MessageField::some(io);
             message.checkpoint.clone_from(checkpoint);
-            message.pid = pid.wire();
+            message.pid = pid.map_or(0, Pid::wire);
             (topics::TASK_CREATE_EVENT_TOPIC, any("containerd.events.TaskCreate", &message))
         }
         Event::Started { id, pid } => {
@@ -69,12 +69,14 @@ fn encode(event: &Event) -> (&'static str, Any) {
             message.exited_at = MessageField::some(timestamp(exit.at));
             (topics::TASK_EXIT_EVENT_TOPIC, any("containerd.events.TaskExit", &message))
         }
-        Event::Deleted { id, pid, exit } => {
+        Event::Deleted { id, ended } => {
             let mut message = task::TaskDelete::new();
             message.container_id = id.to_string();
-            message.pid = pid.wire();
-            message.exit_status = exit.status;
-            message.exited_at = MessageField::some(timestamp(exit.at));
+            if let Some((pid, exit)) = ended {
+                message.pid = pid.wire();
+                message.exit_status = exit.status;
+                message.exited_at = MessageField::some(timestamp(exit.at));
+            }
             (topics::TASK_DELETE_EVENT_TOPIC, any("containerd.events.TaskDelete", &message))
         }
         Event::ExecAdded { id, exec_id } => {
@@ -107,6 +109,15 @@ fn encode(event: &Event) -> (&'static str, Any) {
             let mut message = task::TaskResumed::new();
             message.container_id = id.to_string();
             (topics::TASK_RESUMED_EVENT_TOPIC, any("containerd.events.TaskResumed", &message))
+        }
+        Event::Checkpointed { id, image } => {
+            let mut message = task::TaskCheckpointed::new();
+            message.container_id = id.to_string();
+            message.checkpoint = image.to_string_lossy().into_owned();
+            (
+                topics::TASK_CHECKPOINTED_EVENT_TOPIC,
+                any("containerd.events.TaskCheckpointed", &message),
+            )
         }
     }
 }

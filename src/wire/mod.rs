@@ -1,6 +1,7 @@
 //! Protobuf messages <-> our types; pure. But for `service`, the only code that sees a message.
 
 pub(crate) mod bootstrap;
+pub(crate) mod checkpoint;
 pub(crate) mod event;
 pub(crate) mod mount;
 pub(crate) mod options;

@@ -150,7 +150,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    fn flag(&self) -> bool {
+    pub(super) fn flag(&self) -> bool {
         matches!(self, Self::Number(number) if *number != 0)
     }
 

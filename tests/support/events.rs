@@ -230,8 +230,10 @@ fn describe(kind: &str, value: &[u8]) -> (String, u32) {
         }
         "TaskDelete" => {
             let event: TaskDelete = parse(value);
-            assert!(event.exited_at.seconds > 0, "{event:?}");
-            (subject(&event.container_id, &event.id, Some(event.exit_status)), event.pid)
+            // One that was to be restored may never have run.
+            let ran = event.exited_at.is_some();
+            assert_eq!((ran, event.pid > 0), (event.exited_at.seconds > 0, ran), "{event:?}");
+            (subject(&event.container_id, &event.id, ran.then_some(event.exit_status)), event.pid)
         }
         "TaskExecAdded" => {
             let event: TaskExecAdded = parse(value);
@@ -243,6 +245,11 @@ fn describe(kind: &str, value: &[u8]) -> (String, u32) {
         }
         "TaskPaused" => (parse::<TaskPaused>(value).container_id, 0),
         "TaskResumed" => (parse::<TaskResumed>(value).container_id, 0),
+        "TaskCheckpointed" => {
+            let event: TaskCheckpointed = parse(value);
+            assert!(event.checkpoint.starts_with('/'), "{event:?}");
+            (event.container_id, 0)
+        }
         "TaskOOM" => (parse::<TaskOOM>(value).container_id, 0),
         other => panic!("an event of type {other}"),
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use containerd_shim_protos::api::*;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
 use protobuf::{Message, MessageField};
 use serde_json::Value;
 pub use ttrpc::Code;
@@ -117,8 +118,17 @@ impl Task {
             .map(drop)
     }
 
-    pub fn checkpoint(&self, id: &str) -> Answer<()> {
-        let request = CheckpointTaskRequest { id: id.into(), ..Default::default() };
+    /// Saves the container in `path`, unless `options` have a path.
+    pub fn checkpoint(&self, id: &str, path: &str, options: &CheckpointOptions) -> Answer<()> {
+        let mut any = protobuf::well_known_types::any::Any::new();
+        any.type_url = "containerd.runc.v1.CheckpointOptions".into();
+        any.value = options.write_to_bytes().unwrap();
+        let request = CheckpointTaskRequest {
+            id: id.into(),
+            path: path.into(),
+            options: MessageField::some(any),
+            ..Default::default()
+        };
         self.call::<Empty>("Checkpoint", &request).map(drop)
     }
 

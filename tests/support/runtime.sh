@@ -18,7 +18,7 @@ for arg; do
     log) log=$arg ;;
     esac
     case $expect,$arg in
-    ,--root | ,--log-format | ,--criu | ,--rootless) expect=skip ;;
+    ,--root | ,--log-format | ,--rootless) expect=skip ;;
     ,--log) expect=log ;;
     ,--log=*) log=${arg#--log=} ;;
     ,-*) ;;

@@ -1,0 +1,278 @@
+//! Checkpoint: a container's processes into a directory; and restore, which is the Start of one that was
+//! created from such a directory.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::bundle::{self, Bundle};
+use crate::container::Container;
+use crate::container::container::Streams;
+use crate::container::create::{Made, receive, undo};
+use crate::container::process::turn;
+use crate::container::state::{Change, State};
+use crate::error::{Error, Result};
+use crate::events::Event;
+use crate::ids::Pid;
+use crate::io::{ConsoleSocket, OutsideFile, ProcessIo, TerminalIo};
+use crate::runtime::args::Checkpoint;
+use crate::runtime::{Call, help};
+use crate::wire::checkpoint::CheckpointOptions;
+use crate::wire::options::RuntimeOptions;
+
+/// berth's file in an image: what a restore must know that CRIU does not keep.
+const RECORD: &str = "berth.json";
+/// The directory of CRIU's logs where nobody says otherwise, as other shims have it.
+const WORK: &str = "criu-work";
+
+/// What a container is restored from.
+pub(super) struct Image {
+    dir: PathBuf,
+    /// Where the client wants CRIU's logs; empty: it does not say.
+    work: String,
+}
+
+impl Image {
+    /// The image that Create is asked to restore. containerd before 2.0 passes on the options of a
+    /// shim that is not its own without looking for the path in them.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] unless it is a directory.
+    pub(super) fn asked(checkpoint: &str, options: &RuntimeOptions) -> Result<Option<Self>> {
+        let dir = [checkpoint, &options.criu_image_path].into_iter().find(|dir| !dir.is_empty());
+        let Some(dir) = dir else { return Ok(None) };
+        let invalid = |why: &str| Error::Invalid(format!("checkpoint {dir:?}: {why}"));
+        let path = PathBuf::from(dir);
+        match fs::metadata(&path) {
+            _ if !path.is_absolute() => Err(invalid("the path is not absolute")),
+            Ok(found) if found.is_dir() => {
+                Ok(Some(Self { dir: path, work: options.criu_work_path.clone() }))
+            }
+            Ok(_) => Err(invalid("it is not a directory")),
+            Err(error) => Err(invalid(&error.to_string())),
+        }
+    }
+}
+
+/// What berth notes in an image.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Record {
+    options: CheckpointOptions,
+    outside: Vec<OutsideFile>,
+}
+
+impl Record {
+    fn save(&self, image: &Path) -> Result<()> {
+        let path = image.join(RECORD);
+        let text = serde_json::to_vec(self).map_err(|error| Error::Io {
+            action: "encode",
+            path: path.clone(),
+            source: error.into(),
+        })?;
+        bundle::write(&path, &text)
+    }
+
+    /// What an image says of itself. One that another shim made says nothing: what is in it was allowed
+    /// when it was made, and is not refused now.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a record that makes no sense.
+    fn load(image: &Path) -> Result<Self> {
+        let path = image.join(RECORD);
+        let Ok(text) = fs::read(&path) else {
+            let options = CheckpointOptions {
+                open_tcp: true,
+                external_unix_sockets: true,
+                file_locks: true,
+                ..CheckpointOptions::default()
+            };
+            return Ok(Self { options, outside: Vec::new() });
+        };
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
+    }
+}
+
+/// A directory for CRIU's logs; one of our choice is removed, unless there is something to read in it.
+struct Work {
+    dir: PathBuf,
+    is_ours: bool,
+}
+
+impl Work {
+    fn new(asked: &str, bundle: &Bundle) -> Result<Self> {
+        let (dir, is_ours) = match asked {
+            "" => {
+                let work = bundle.dir().join("work"); // containerd's, on a disk
+                let parent = if work.is_dir() { work } else { bundle.dir().to_owned() };
+                (parent.join(WORK), true)
+            }
+            asked => (absolute("work path", asked)?, false),
+        };
+        make_dir(&dir)?;
+        Ok(Self { dir, is_ours })
+    }
+
+    /// The work is done, and its logs are of no more use.
+    fn done(self) {
+        if self.is_ours {
+            let _ = fs::remove_dir_all(&self.dir); // containerd removes what is above
+        }
+    }
+}
+
+fn absolute(what: &str, path: &str) -> Result<PathBuf> {
+    match Path::new(path) {
+        path if path.is_absolute() => Ok(path.to_owned()),
+        _ => Err(Error::Invalid(format!("{what} {path:?} is not an absolute path"))),
+    }
+}
+
+fn make_dir(dir: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("make", dir))
+}
+
+/// Set as long as a checkpoint is under way that ends the container.
+struct Leaving<'a>(&'a Container);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.leaving.set(false);
+    }
+}
+
+impl Container {
+    /// Saves the container's processes in a directory: that of the options, or `path`.
+    /// `/tasks/checkpointed` follows, before the exit with 137 if the options ask for the end.
+    ///
+    /// containerd before 2.0 knows nothing of another shim's options: it then names a `path` of its own,
+    /// which gets a copy of what the client wants elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::State`] unless it runs or is paused; [`Error::Invalid`] for paths; as the runtime and
+    /// CRIU say. The container then goes on.
+    pub(crate) async fn checkpoint(
+        &self,
+        path: &str,
+        options: CheckpointOptions,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        let _turn = turn(&self.adjusting, self.id.as_str(), deadline).await?;
+        self.takes_checkpoint()?;
+        let asked = if options.image_path.is_empty() { path } else { &options.image_path };
+        let image = absolute("image path", asked)?;
+        let work = Work::new(&options.work_path, &self.bundle)?;
+        make_dir(&image)?;
+        let outside = self.init.io().map_or(Ok(Vec::new()), |io| io.outside())?;
+        self.leaving.set(options.exit);
+        let leaving = Leaving(self);
+        let checkpoint = Checkpoint { image: &image, work: &work.dir, options: &options };
+        let criu: String = outside.iter().map(OutsideFile::external).collect();
+        let call = self.call(deadline);
+        self.runtime.checkpoint(&call, checkpoint, &criu).await?;
+        let ends = options.exit;
+        Record { options, outside }.save(&image)?;
+        work.done();
+        if !path.is_empty() && Path::new(path) != image {
+            self.copy(&image, Path::new(path), &call).await?;
+        }
+        // One that went on may have ended by now, and nothing may follow the news of that.
+        if !ends && self.init.state().exit().is_some() {
+            return Ok(());
+        }
+        self.shared.events.queue(Event::Checkpointed { id: self.id.clone(), image });
+        drop(leaving);
+        Ok(())
+    }
+
+    fn takes_checkpoint(&self) -> Result<()> {
+        let state = match self.init.state() {
+            State::Running | State::Paused if self.init.is_dead() => "ending",
+            State::Running | State::Paused => return Ok(()),
+            state => state.name(),
+        };
+        Err(Error::State { id: self.id.to_string(), change: "checkpoint", state })
+    }
+
+    /// Copies an image; it may be large, and nothing else waits for that.
+    async fn copy(&self, from: &Path, to: &Path, call: &Call<'_>) -> Result<()> {
+        let mut all = OsString::from(from);
+        all.push("/.");
+        let args = ["-a".into(), all, to.into()];
+        let limit = self.runtime.deadlines.of("checkpoint");
+        let program = Path::new("/bin/cp");
+        help(call.reaper, "copy", program, &args, self.bundle.dir(), limit).await
+    }
+
+    /// Start of a container that was created from a checkpoint: its processes run where they were.
+    /// The caller has the init process's turn, and has checked that it may start.
+    ///
+    /// # Errors
+    /// As the runtime and CRIU say. Nothing is left then, and Start can be tried again.
+    pub(super) async fn restore(
+        self: &Rc<Self>,
+        image: &Image,
+        deadline: Option<Instant>,
+    ) -> Result<Pid> {
+        self.init.may_run();
+        let call = self.call(deadline);
+        let made = match self.make_restored(image, &call).await {
+            Ok(made) => made,
+            Err(error) => {
+                undo(&self.runtime, &call).await;
+                self.init.never_ran();
+                return Err(error);
+            }
+        };
+        let pid = made.child.pid;
+        self.init.apply(Change::Start);
+        self.shared.events.queue(Event::Started { id: self.id.clone(), pid });
+        self.clone().adopt(made);
+        Ok(pid)
+    }
+
+    async fn make_restored(&self, image: &Image, call: &Call<'_>) -> Result<Made> {
+        let pid_file = self.bundle.init_pid_file();
+        let _ = fs::remove_file(&pid_file); // a stale one must not be taken for this run's
+        let Record { options, outside } = Record::load(&image.dir)?;
+        let work = Work::new(&image.work, &self.bundle)?;
+        let checkpoint = Checkpoint { image: &image.dir, work: &work.dir, options: &options };
+        let criu: String = outside.iter().map(OutsideFile::inherit).collect();
+        let mut streams = self.streams;
+        // CRIU puts pipes in the place of whatever the outputs were.
+        streams.policy.handover = false;
+        let context = Streams::context(streams, &self.shared, call, &self.init.name);
+        let mut state = self.bundle.state().ok_or_else(|| Error::NotFound {
+            what: "berth's state in the bundle of",
+            id: self.id.to_string(),
+        })?;
+        let watch = call.reaper.watch();
+        let io = if self.init.stdio.terminal {
+            let io = TerminalIo::open(&self.init.stdio, &context).await?;
+            let socket = ConsoleSocket::bind(call.bundle.dir())?;
+            let (path, runtime) = (Some(socket.path()), &self.runtime);
+            runtime.restore(call, &pid_file, path, None, checkpoint, &criu).await?;
+            io.attach(receive(socket).await?, &context)?
+        } else {
+            let mut stdio = self.init.stdio.clone();
+            outside.iter().for_each(|file| file.claim(&mut stdio));
+            let (io, child) = ProcessIo::open(&stdio, &context).await?;
+            for file in &outside {
+                file.dress(&child).map_err(Error::sys("prepare a pipe"))?;
+            }
+            let streams = Some([child.stdin, child.stdout, child.stderr]);
+            self.runtime.restore(call, &pid_file, None, streams, checkpoint, &criu).await?;
+            io
+        };
+        let claimed = watch.claim(bundle::read_pid(&pid_file)?)?;
+        let made = Made::bind(&self.init, claimed, io, &self.bundle, &mut state)?;
+        work.done();
+        Ok(made)
+    }
+}
