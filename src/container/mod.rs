@@ -1,8 +1,8 @@
 //! The daemon's containers by id, and what they share.
 
+mod checkpoint;
 #[expect(clippy::module_inception, reason = "it is the type after which the directory is named")]
 mod container;
-mod checkpoint;
 mod create;
 mod exec;
 mod exit;

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use serde::{Deserialize, Serialize};
 
-use super::{StdioSpec, Stream};
 use super::process::ChildStdio;
+use super::{StdioSpec, Stream};
 
 /// A FIFO of containerd's that a process has as one of its standard streams. CRIU, which saves files by
 /// their paths inside, takes it for [external] under its key, and at a restore [inherits] the

@@ -17,8 +17,8 @@ use super::handed::Handed;
 use super::holders::Undrained;
 use super::input::Source;
 use super::look;
-use super::outside::OutsideFile;
 use super::output::{Output, OutputRelay, Sink, Taker, open};
+use super::outside::OutsideFile;
 use super::pipe::{null, pipe, set_nonblocking};
 use super::relay::Mode;
 use super::streaming;
@@ -93,7 +93,8 @@ impl ProcessIo {
     /// # Errors
     /// [`Error::Sys`].
     pub(crate) fn outside(&self) -> Result<Vec<OutsideFile>> {
-        let files = self.handed.iter().filter_map(|(stream, file)| Some((*stream, file.upgrade()?)));
+        let files =
+            self.handed.iter().filter_map(|(stream, file)| Some((*stream, file.upgrade()?)));
         let named = files.map(|(stream, file)| OutsideFile::of(stream, &file));
         named.collect::<std::io::Result<_>>().map_err(Error::sys("look at a FIFO"))
     }

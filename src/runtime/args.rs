@@ -220,8 +220,7 @@ mod tests {
             work_path: "/other".into(),
             parent_path: "../0".into(),
         };
-        let saved =
-            Checkpoint { image: Path::new("/i"), work: Path::new("/w"), options: &options };
+        let saved = Checkpoint { image: Path::new("/i"), work: Path::new("/w"), options: &options };
         let (log, bundle, pid, console) =
             (Path::new("/l"), Path::new("/b"), Path::new("/p"), Some(Path::new("/s")));
         let cases = [
@@ -272,14 +271,7 @@ mod tests {
             ),
             (
                 "restore",
-                restore(
-                    &runtime(),
-                    bundle,
-                    pid,
-                    None,
-                    Checkpoint { options: &none, ..saved },
-                    &id,
-                ),
+                restore(&runtime(), bundle, pid, None, Checkpoint { options: &none, ..saved }, &id),
                 "restore --bundle /b --detach --no-subreaper --pid-file /p --image-path /i \
                  --work-path /w c",
             ),

@@ -143,7 +143,8 @@ pub(super) async fn explain(
             let checked = help(call.reaper, "check", &criu, &args, cwd, CHECK).await;
             if let Err(Error::Runtime { message: words, .. }) = checked {
                 let words = last(words.lines());
-                message += &format!("; this host lacks what `{} check` says: {words}", criu.display());
+                message +=
+                    &format!("; this host lacks what `{} check` says: {words}", criu.display());
             }
         }
     }

@@ -87,9 +87,15 @@ fn is_finished(message: &str) -> bool {
 /// without it.
 pub(super) fn has_no_command(message: &str) -> bool {
     let message = message.to_ascii_lowercase();
-    ["unknown command", "unrecognized subcommand", "no help topic", "not supported", "not implemented"]
-        .iter()
-        .any(|text| message.contains(text))
+    [
+        "unknown command",
+        "unrecognized subcommand",
+        "no help topic",
+        "not supported",
+        "not implemented",
+    ]
+    .iter()
+    .any(|text| message.contains(text))
 }
 
 /// Whether a runtime found no criu program: runc.

@@ -187,8 +187,7 @@ impl Runtime {
         checkpoint: Checkpoint<'_>,
         criu: &str,
     ) -> Result<()> {
-        let args =
-            args::restore(self, call.bundle.dir(), pid_file, console, checkpoint, call.id);
+        let args = args::restore(self, call.bundle.dir(), pid_file, console, checkpoint, call.id);
         self.with_criu(call, "restore", args, streams, checkpoint.work, criu).await
     }
 

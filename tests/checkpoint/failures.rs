@@ -105,7 +105,7 @@ fn the_configured_criu_is_used_whatever_its_name_is() {
         let host = Host::new();
         let named = host.dir().join("another-name");
         symlink(&criu, &named).unwrap();
-        let path = programs(&host, &["runc"]);
+        let path = programs(&host, &["runc", "tar", "gzip", "sh"]);
         let text = match way {
             "option" => String::new(),
             _ => format!(

@@ -1,13 +1,14 @@
 //! Each option of a checkpoint.
 
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 use serde_json::json;
 
-use super::super::support::{Host, Script, Shim, Spec, Streams, within};
+use super::super::support::{Host, Script, Shim, Spec, Streams, eventually, within};
 use super::{COUNTER, counts, criu, exit, host_with, image, restoring, with_network};
 
 /// The option's name, its value, and its arguments.
@@ -60,8 +61,8 @@ fn every_option_reaches_the_runtimes_arguments_and_those_of_the_restore() {
         let refusal = shim.start("r", "").unwrap_err();
         assert!(refusal.message.contains("on purpose"), "{name}: {refusal:?}");
         let bundle = host.bundle("r");
-        let [bundle, pid, work] = ["", "/init.pid", "/criu-work"]
-            .map(|file| format!("{}{file}", bundle.display()));
+        let [bundle, pid, work] =
+            ["", "/init.pid", "/criu-work"].map(|file| format!("{}{file}", bundle.display()));
         let mut all = vec!["--bundle", &bundle, "--detach", "--no-subreaper", "--pid-file", &pid];
         all.extend(["--image-path", &image, "--work-path", &work]);
         all.extend(expected);
@@ -123,10 +124,44 @@ fn the_image_is_where_the_client_wants_it_and_where_containerd_does() {
 /// A container that needs an option to be saved, and goes on counting once it is restored.
 struct Needy {
     name: &'static str,
-    spec: fn(&Host) -> Spec,
+    spec: fn(&Host) -> Made,
     allow: fn(&mut CheckpointOptions),
     /// What CRIU says without.
     refusal: Option<&'static str>,
+}
+
+/// A container's spec, and what of the host it uses.
+struct Made {
+    spec: Spec,
+    _network: Option<Network>,
+    _socket: Option<Socket>,
+}
+
+impl From<Spec> for Made {
+    fn from(spec: Spec) -> Self {
+        Self { spec, _network: None, _socket: None }
+    }
+}
+
+/// A process whose network a container can join, as one that CNI has made.
+struct Network(Child);
+
+impl Network {
+    fn new() -> Self {
+        let script = "busybox ip link set lo up; exec sleep 1000";
+        let child = Command::new("unshare").args(["-n", "sh", "-c", script]).spawn().unwrap();
+        let network = Self(child);
+        let state = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+        eventually("a network", || (state(network.0.id())? == "sleep\n").then_some(()));
+        network
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
 
 /// A program that starts when `first` has done what it does.
@@ -134,21 +169,59 @@ fn counter_after(first: &str) -> Spec {
     Spec::sh(&format!("{first}\n{COUNTER}"))
 }
 
-/// A connection to itself, on its own loopback.
-fn tcp(_: &Host) -> Spec {
-    let server = "nc -l -p 5000 -s 127.0.0.1 -e cat >/dev/null 2>&1 & sleep 0.5";
-    let client = "(while sleep 0.1; do echo x; done) | nc 127.0.0.1 5000 >/dev/null 2>&1 & sleep 0.5";
-    with_network(counter_after(&format!("{server}\n{client}")))
+/// A connection to itself, on the loopback of a network that it joins. One of its own would come back
+/// empty: runc restores no network.
+fn tcp(_: &Host) -> Made {
+    let server = "busybox nc -l -p 5000 -e cat &";
+    let client =
+        "(while sleep 0.1; do echo x; done) | busybox nc 127.0.0.1 5000 >/dev/null & sleep 0.5";
+    let network = Network::new();
+    let path = format!("/proc/{}/ns/net", network.0.id());
+    let spec = counter_after(&format!("{server} sleep 0.5\n{client}"));
+    let spec = with_network(spec, json!({"type": "network", "path": path}));
+    Made { spec, _network: Some(network), _socket: None }
 }
 
-/// A socket whose other end is the host's.
-fn unix_socket(host: &Host) -> Spec {
-    let path = host.dir().join("log-socket");
-    std::mem::forget(UnixDatagram::bind(&path).unwrap());
-    let spec = counter_after("mkdir /dev/cron; crond -f -l 0 -c /dev/cron & sleep 0.5");
+/// A log daemon's socket.
+struct Socket {
+    path: PathBuf,
+    _socket: UnixDatagram,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.path).unwrap();
+    }
+}
+
+/// A socket whose other end is the host's. CRIU looks for that by its path, which has to be the same
+/// inside.
+fn unix_socket(host: &Host) -> Made {
+    let path = Path::new("/tmp").join(format!("{}-log", host.tag()));
+    let socket = Socket { _socket: UnixDatagram::bind(&path).unwrap(), path };
+    let path = socket.path.to_str().unwrap();
+    let daemon = "busybox mkdir /dev/cron; busybox crond -f -l 0 -c /dev/cron & sleep 0.5";
+    let spec = counter_after(&format!("busybox ln -s {path} /dev/log; {daemon}"));
+    let mut mounts = spec.0["mounts"].clone();
+    let tmpfs = json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"});
+    mounts.as_array_mut().unwrap().push(tmpfs);
+    let spec = with_bind(spec.set("/mounts", mounts), path, &socket.path);
+    Made { spec, _network: None, _socket: Some(socket) }
+}
+
+/// A lock that a program of the host's holds: busybox has none that does.
+fn file_lock(_: &Host) -> Made {
+    let host = "cd /dev/host; set -- usr/lib*/ld-linux*.so.? lib*/*/ld-linux*.so.?; ld=$1; [ -e $1 ] || ld=$2";
+    let flock =
+        "exec $ld --library-path $(echo usr/lib/*-linux-gnu*) usr/bin/flock /dev/lock /bin/sh -c";
+    let spec = Spec::sh(&format!("{host}\n{flock} \"{}\"", COUNTER.replace('$', "\\$")));
+    with_bind(spec, "/dev/host", Path::new("/")).into()
+}
+
+fn with_bind(spec: Spec, destination: &str, source: &Path) -> Spec {
     let mut mounts = spec.0["mounts"].clone();
     mounts.as_array_mut().unwrap().push(json!({
-        "destination": "/dev/log", "type": "bind", "source": path, "options": ["bind"],
+        "destination": destination, "type": "bind", "source": source, "options": ["bind"],
     }));
     spec.set("/mounts", mounts)
 }
@@ -168,25 +241,25 @@ const NEEDY: [Needy; 6] = [
     },
     Needy {
         name: "a file lock",
-        spec: |_| Spec::sh(&format!("exec flock /dev/lock sh -c '{}'", COUNTER.replace('\'', "\""))),
+        spec: file_lock,
         allow: |o| o.file_locks = true,
         refusal: Some("--file-locks"),
     },
     Needy {
         name: "a namespace that is restored empty",
-        spec: |_| with_network(Spec::sh(COUNTER)),
+        spec: |_| with_network(Spec::sh(COUNTER), json!({"type": "network"})).into(),
         allow: |o| o.empty_namespaces.push("network".into()),
         refusal: None,
     },
     Needy {
-        name: "cgroups of no interest",
-        spec: |_| Spec::sh(COUNTER),
-        allow: |o| o.cgroups_mode = "ignore".into(),
+        name: "cgroups that may be there",
+        spec: |_| Spec::sh(COUNTER).into(),
+        allow: |o| o.cgroups_mode = "soft".into(),
         refusal: None,
     },
     Needy {
         name: "cgroups in full",
-        spec: |_| Spec::sh(COUNTER),
+        spec: |_| Spec::sh(COUNTER).into(),
         allow: |o| o.cgroups_mode = "full".into(),
         refusal: None,
     },
@@ -208,8 +281,8 @@ fn what_a_container_has_is_saved_if_that_is_allowed() {
     for Needy { name, spec, allow, refusal } in NEEDY {
         eprintln!("{name}");
         let host = host_with(&criu);
-        let spec = spec(&host);
-        let shim = host.start("c", spec.clone());
+        let made = spec(&host);
+        let shim = host.start("c", made.spec.clone());
         let streams = run(&shim, "c", None);
         counts(&streams, 2);
         if let Some(words) = refusal {
@@ -228,7 +301,7 @@ fn what_a_container_has_is_saved_if_that_is_allowed() {
         assert!(Path::new(&image).join("inventory.img").exists(), "{name}");
         let last = *counts(&streams, 1).last().unwrap();
 
-        host.prepare("r", spec);
+        host.prepare("r", made.spec.clone());
         let streams = run(&shim, "r", Some(&image));
         let restored = within(Duration::from_secs(60), "numbers", || {
             Some(counts(&streams, 3)).filter(|all| !all.is_empty())

@@ -227,6 +227,7 @@ fn spawn(programs: &Path, runtime: Runtime, dir: &Path) -> Child {
     let berth = PathBuf::from(std::env::var("BERTH_TEST_SHIM").unwrap_or_else(|_| built()));
     let berth = berth.parent().unwrap();
     let mut path = vec![dir.join("bin"), berth.to_owned(), programs.to_owned()];
+    path.push(programs.join("../../criu/bin")); // where it was fetched
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
     let mut command = Command::new(programs.join("containerd"));

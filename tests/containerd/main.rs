@@ -185,6 +185,9 @@ fn main() -> ExitCode {
     if !versions.iter().all(|(_, programs)| runsc::program(programs).exists()) {
         eprintln!("NO RUNSC: its cases are skipped; packaging/fetch-containerd.sh fetches it");
     }
+    if !versions.iter().all(|(_, programs)| checkpoint::program(programs).exists()) {
+        eprintln!("NO CRIU: its cases are skipped; packaging/fetch-containerd.sh fetches it");
+    }
     if flags.iter().any(|flag| flag == "--list") {
         plan.iter().for_each(|row| println!("{}", row.title()));
         return ExitCode::SUCCESS;
