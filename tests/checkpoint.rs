@@ -3,8 +3,8 @@
 //! What was found of CRIU: 3.17 of Debian 12 works with runc 1.1.5 where the kernel is of its time; on
 //! Linux 6.18 it fails ("Unexpected rt vDSO area bounds"). 4.2 of Debian's testing works there with
 //! runc 1.1.5 and 1.3.6, so `packaging/fetch-containerd.sh` fetches it. crun of Debian 12 is built without
-//! CRIU. User-mode Linux lacks what CRIU needs: what `criu check` says there is printed, and the tests
-//! with a real CRIU are skipped.
+//! CRIU. The kernel of Debian's user-mode-linux is built without CONFIG_CHECKPOINT_RESTORE: what `criu check`
+//! says there is printed, and the tests with a real CRIU are skipped.
 
 mod failures;
 mod options;
@@ -292,4 +292,55 @@ fn with_network(spec: Spec, network: serde_json::Value) -> Spec {
     let mut namespaces = spec.0["linux"]["namespaces"].clone();
     namespaces.as_array_mut().unwrap().push(network);
     spec.set("/linux/namespaces", namespaces)
+}
+
+#[test]
+fn what_a_killed_daemon_leaves_of_a_restored_container_is_removed() {
+    let Some(criu) = criu() else { return };
+    let host = host_with(&criu);
+    let shim = host.start("c", Spec::sh(COUNTER));
+    shim.run("c");
+    let image = image(&host, "image");
+    shim.checkpoint("c", &image, &exit()).unwrap();
+    shim.reap("c", "");
+    host.prepare("r", Spec::sh(COUNTER));
+    shim.create(&restoring(&shim, "r", &image)).unwrap();
+    let pid = shim.start("r", "").unwrap();
+    shim.crash();
+    assert_eq!(host.delete("r").response.pid, pid);
+    assert_eq!(host.processes().len(), 0);
+}
+
+#[test]
+fn an_end_during_a_checkpoint_is_told() {
+    let host = Host::scripted();
+    let shim = host.start("c", Spec::idle());
+    let image = image(&host, "image");
+    for (name, options) in [("goes on", CheckpointOptions::default()), ("ends", exit())] {
+        host.prepare("c", Spec::idle());
+        shim.run("c");
+        host.script().set("checkpoint", "hang");
+        let task = shim.task();
+        let path = image.clone();
+        let checkpoint = std::thread::spawn(move || task.checkpoint("c", &path, &options));
+        eventually("a checkpoint under way", || {
+            host.script().calls().last().is_some_and(|call| call == "checkpoint").then_some(())
+        });
+        // Others are not kept waiting by it.
+        assert_eq!(shim.state("c", "").unwrap().status.unwrap(), Status::RUNNING, "{name}");
+        shim.stats("c").unwrap();
+        shim.kill("c", "", 9).unwrap();
+        if name == "goes on" {
+            assert_eq!(shim.reap("c", ""), 137, "{name}");
+        }
+        for process in host.processes().into_iter().filter(|p| p.line.contains("4321")) {
+            let pid = nix::unistd::Pid::from_raw(process.pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        assert!(checkpoint.join().unwrap().is_err(), "{name}");
+        if name == "ends" {
+            assert_eq!(shim.reap("c", ""), 137, "{name}");
+        }
+    }
+    shim.stop();
 }

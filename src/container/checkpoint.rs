@@ -176,17 +176,15 @@ impl Container {
         let criu: String = outside.iter().map(OutsideFile::external).collect();
         let call = self.call(deadline);
         self.runtime.checkpoint(&call, checkpoint, &criu).await?;
-        let ends = options.exit;
         Record { options, outside }.save(&image)?;
         work.done();
         if !path.is_empty() && Path::new(path) != image {
             self.copy(&image, Path::new(path), &call).await?;
         }
-        // One that went on may have ended by now, and nothing may follow the news of that.
-        if !ends && self.init.state().exit().is_some() {
-            return Ok(());
+        // It may have ended some other way by now, and nothing may follow the news of that.
+        if self.init.state().exit().is_none() {
+            self.shared.events.queue(Event::Checkpointed { id: self.id.clone(), image });
         }
-        self.shared.events.queue(Event::Checkpointed { id: self.id.clone(), image });
         drop(leaving);
         Ok(())
     }

@@ -17,6 +17,9 @@ const OTHERS: Duration = Duration::from_secs(10);
 /// How long a Start that is under way may delay the news that its process has ended. It comes
 /// first if it ends in time, as it does unless the runtime hangs.
 const START: Duration = Duration::from_secs(2);
+/// How long a checkpoint that ends the container may delay the news of its end: CRIU kills last of all, and
+/// the runtime has a little to clean up then.
+const LEAVING: Duration = Duration::from_secs(30);
 /// Between two looks at processes that are being killed.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -28,7 +31,8 @@ impl Container {
             self.note_oom();
             self.init.mark_dead();
             if self.leaving.get() {
-                drop(self.adjusting.lock().await); // it ends because it was saved, which is told first
+                // It ends because it was saved, which is told first.
+                drop(timeout(LEAVING, self.adjusting.lock()).await);
             }
             let _turn = timeout(START, self.init.turn.lock()).await;
             if timeout(OTHERS, self.others_ended()).await.is_err() {
