@@ -328,7 +328,13 @@ impl Container {
     pub(super) fn adopt(self: Rc<Self>, made: Made) {
         if let Some(cgroup) = made.cgroup {
             let (id, init) = (self.id.clone(), self.init.clone());
-            self.oom.replace(Oom::watch(&cgroup, id, init, self.shared.events.clone(), self.toll.clone()));
+            self.oom.replace(Oom::watch(
+                &cgroup,
+                id,
+                init,
+                self.shared.events.clone(),
+                self.toll.clone(),
+            ));
             let _ = self.cgroup.set(cgroup); // a container is made once
         }
         self.watch_init(made.child);

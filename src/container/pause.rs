@@ -98,11 +98,11 @@ impl Container {
 
     /// Whether the kernel keeps the container's processes from running, as far as one can know.
     fn is_frozen(&self) -> bool {
-        self.cgroup.as_ref().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false))
+        self.cgroup.get().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false))
     }
 
     fn thaw(&self) {
-        if let Some(Err(error)) = self.cgroup.as_ref().map(crate::cgroup::Cgroup::thaw) {
+        if let Some(Err(error)) = self.cgroup.get().map(crate::cgroup::Cgroup::thaw) {
             log::warn!("cannot thaw {:?}: {error}", self.id.as_str());
         }
     }
@@ -110,7 +110,7 @@ impl Container {
     /// Lets a killed container die: v1's freezer holds even SIGKILL back. runc thaws by itself, crun
     /// 1.8 only where it kills all.
     pub(super) fn let_die(&self) {
-        if let Some(Err(error)) = self.cgroup.as_ref().map(crate::cgroup::Cgroup::thaw_killed) {
+        if let Some(Err(error)) = self.cgroup.get().map(crate::cgroup::Cgroup::thaw_killed) {
             log::warn!("cannot thaw {:?}, which was killed: {error}", self.id.as_str());
         }
     }
