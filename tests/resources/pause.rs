@@ -9,7 +9,7 @@ use containerd_shim_protos::api::Status;
 use serde_json::json;
 
 use super::{cgroup, is_v2};
-use crate::support::{Code, Host, Shim, Spec, eventually, skipped, timed};
+use crate::support::{Code, Host, Shim, Spec, eventually, patient, skipped, timed};
 
 /// How long an answer may take that waits for nothing, on a loaded machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -191,7 +191,8 @@ fn a_pause_or_resume_that_fails_halfway_leaves_the_truth() {
     ];
     for (command, mood, resume, code) in cases {
         let name = format!("{command} is {mood}, resume {resume}");
-        let host = Host::scripted().configured("deadline = 1\n");
+        let limit = patient(Duration::from_secs(1)).as_secs();
+        let host = Host::scripted().configured(&format!("deadline = {limit}\n"));
         let shim = host.start("c", Spec::idle());
         shim.run("c");
         if command == "resume" {
