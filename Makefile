@@ -6,6 +6,8 @@ TEST ?=
 # Words and options for `make bench`, such as ARGS='io terminal --runtime crun': tests/bench/main.rs.
 ARGS ?=
 
+# How long `make soak` takes.
+MINUTES ?= 10
 # How long each fuzzer runs, and which.
 SECONDS ?= 60
 TARGET ?=
@@ -18,7 +20,7 @@ export RUSTFLAGS = -C target-feature=+crt-static -C relocation-model=static
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/release/containerd-shim-berth-v1
 
 .DEFAULT_GOAL := build
-.PHONY: help demo build check test cgroup2 bench fuzz pods install clean where
+.PHONY: help demo build check test cgroup2 bench fuzz soak pods install clean where
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -56,6 +58,10 @@ bench: build ## what berth costs beside the stock shim, such as ARGS=io; as root
 fuzz: ## the fuzzers of tests/fuzz for SECONDS each (60), or one of them: TARGET=stdio_uri
 	@packaging/setup.sh build
 	tests/fuzz/run.sh $(SECONDS) $(TARGET)
+
+soak: build ## a mixed load with faults for MINUTES (10), and what it leaves; as root
+	@packaging/setup.sh test
+	BERTH_TEST_SHIM=$$(realpath $(BUILT)) cargo test --locked --test containerd -- --soak=$(MINUTES) $(TEST)
 
 pods: build ## what a pod costs: with the stock shim, berth, and berth without pause container; as root
 	@packaging/setup.sh test

@@ -17,6 +17,9 @@
 //! stock shim's, which loses output and events at times.
 //!
 //! `--cgroups` chooses the cases whose ways depend on the host's cgroups, for `tests/cgroup2`.
+//!
+//! `--soak=MINUTES` keeps a mixed load on the newest containerd for so long, see [`soak`].
+//!
 //! `--cost` measures instead what a pod costs, `BERTH_ROUNDS` times with each shim, and
 //! `BERTH_TEST_SHIM` names another build of berth. `BERTH_MANY` is the number of containers and exec processes that end at once (100), `BERTH_PODS` that
 //! of the pods that start at once (30), `BERTH_JOBS` that of the cases that run at the same time (4), `BERTH_TEST_SLOW`
@@ -42,6 +45,7 @@ mod pods;
 mod recorder;
 mod resources;
 mod runsc;
+mod soak;
 mod streams;
 mod terminal;
 
@@ -195,6 +199,9 @@ fn main() -> ExitCode {
     if flags.iter().any(|flag| flag == "--cost") {
         print_costs(&versions, &words);
         return ExitCode::SUCCESS;
+    }
+    if let Some(minutes) = flags.iter().find_map(|flag| flag.strip_prefix("--soak=")) {
+        return soak(&versions, &words, minutes.parse().expect("--soak=MINUTES"));
     }
     if plan.is_empty() {
         eprintln!("no case fits {words:?}; --list names them");
@@ -421,6 +428,28 @@ fn run_plan(plan: &[Row<'_>]) -> Vec<Outcome> {
     drop(changes);
     fs::remove_dir_all(&base).unwrap();
     outcomes
+}
+
+/// Loads the newest of the versions that the words choose, with a runtime that they choose.
+fn soak(versions: &[(String, PathBuf)], words: &[String], minutes: u64) -> ExitCode {
+    let named = |name: &str| words.iter().any(|word| word == name);
+    let newest = versions.iter().rev();
+    let chosen =
+        newest.clone().find(|(version, _)| named(version)).or_else(|| newest.clone().next());
+    let (version, programs) = chosen.unwrap();
+    let runtime = if named("crun") { Runtime::Crun } else { Runtime::Runc };
+    let base = PathBuf::from(format!("/run/berth-test-{}", std::process::id()));
+    fs::create_dir_all(&base).unwrap();
+    let image = image::write(&base);
+    let changes = (PlainHierarchies::mount(), Forwarding::remember());
+    let daemon = cri::setup::start(version, programs, runtime, &base.join("soak"));
+    let well = soak::run(&daemon, &image, Duration::from_secs(60 * minutes));
+    host::remove_namespace(cri::setup::NAMESPACE);
+    let left = daemon.end();
+    left.iter().for_each(|what| println!("left behind: {what}"));
+    drop(changes);
+    fs::remove_dir_all(&base).unwrap();
+    if well && left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Prints what a pod costs, for each of the versions and runtimes that the words choose.
