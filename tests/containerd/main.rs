@@ -13,7 +13,7 @@
 //!
 //! Rows run beside each other on a machine that may be busy, below a containerd with races of its own.
 //! So a row that fails is repeated once, by itself, after the others with its daemon; what it said is printed in either
-//! case. Of the rows that pass then (`unstable`), a run bears [`UNSTABLE`] of berth's, and any of the
+//! case. Of the rows that pass then (`unstable`), a run bears a few of berth's, and any of the
 //! stock shim's, which loses output and events at times.
 //!
 //! `--cgroups` chooses the cases whose ways depend on the host's cgroups, for `tests/cgroup2`.
@@ -40,6 +40,7 @@ mod daemon;
 mod host;
 mod image;
 mod lifecycle;
+mod outcome;
 mod output;
 mod pods;
 mod recorder;
@@ -61,6 +62,7 @@ use std::time::{Duration, Instant};
 use bed::{Bed, RwEvents};
 use daemon::{Daemon, EventLog};
 use host::{Forwarding, PlainHierarchies};
+use outcome::{Outcome, report};
 
 /// The shim that a case is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -344,62 +346,8 @@ fn concerns_cgroups(case: &Case) -> bool {
     resources::CASES.iter().any(|own| own.name == case.name) || CGROUPS.contains(&case.name)
 }
 
-/// How many rows of berth may pass only when they are repeated by themselves.
-const UNSTABLE: usize = 4;
-
 /// Before the names of the containers of a row that is repeated.
 const AGAIN: &str = "again-";
-
-/// How a row went: its title, its duration and, where it failed, why.
-struct Outcome {
-    title: String,
-    failure: Option<String>,
-    /// Why it failed before it was repeated.
-    first: Option<String>,
-    is_stock: bool,
-}
-
-impl Outcome {
-    fn new(title: String, failure: Option<String>, took: Duration) -> Self {
-        let word = if failure.is_some() { "FAILED" } else { "ok" };
-        println!("{title} ... {word} ({:.1} s)", took.as_secs_f32());
-        let outcome = Self { title, failure, first: None, is_stock: false };
-        outcome.explain();
-        outcome
-    }
-
-    fn explain(&self) {
-        if let Some(text) = &self.failure {
-            println!("failed: {}\n    {}", self.title, text.replace('\n', "\n    "));
-        }
-    }
-
-    fn is_unstable(&self) -> bool {
-        self.failure.is_none() && self.first.is_some()
-    }
-
-    /// The title and the first line of why it failed last.
-    fn summary(&self) -> String {
-        let why = self.failure.as_ref().or(self.first.as_ref()).map_or("", String::as_str);
-        format!("{}: {}", self.title, why.lines().next().unwrap_or_default())
-    }
-}
-
-fn report(outcomes: &[Outcome]) -> ExitCode {
-    let failed: Vec<_> = outcomes.iter().filter(|outcome| outcome.failure.is_some()).collect();
-    let unstable: Vec<_> = outcomes.iter().filter(|outcome| outcome.is_unstable()).collect();
-    let own = unstable.iter().filter(|outcome| !outcome.is_stock).count();
-    let fails = !failed.is_empty() || own > UNSTABLE;
-    // Once more: where only the last lines of all this are kept, they are the ones to keep.
-    failed.iter().for_each(|outcome| outcome.explain());
-    unstable.iter().for_each(|outcome| println!("unstable: {}", outcome.summary()));
-    failed.iter().for_each(|outcome| println!("failed: {}", outcome.summary()));
-    let passed = outcomes.len() - failed.len();
-    let (word, failed, unstable) =
-        (if fails { "FAILED" } else { "ok" }, failed.len(), unstable.len());
-    println!("test result: {word}. {passed} passed, {unstable} of them unstable; {failed} failed");
-    if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
 
 /// Runs the rows, daemon by daemon, in a directory of this process.
 fn run_plan(plan: &[Row<'_>]) -> Vec<Outcome> {

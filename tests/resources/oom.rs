@@ -1,6 +1,7 @@
 //! Whoever is killed for lack of memory: told once, before the exit that it explains, with whose limit.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{cgroup, is_v2, limited};
-use crate::support::{Host, Shim, Spec, eventually, skipped};
+use crate::support::{Host, Shim, Spec, eventually, patient, skipped};
 
 /// Grows until it is killed, alone.
 const HOG: &str = "exec tail /dev/zero";
@@ -45,9 +46,14 @@ fn a_kill_is_told_although_the_cgroup_goes_with_the_last_process() {
     let host = Host::scripted();
     let shim = host.start("c", limited(Spec::sh(HOG), LIMIT));
     host.script().set("start", "tired 1");
-    shim.create_plain("c").unwrap();
+    let pid = shim.create_plain("c").unwrap();
     thread::scope(|scope| {
         scope.spawn(|| shim.start("c", ""));
+        // Sooner, and whoever removes it may be faster than the kernel tells the shim.
+        eventually("the shim to have taken the exit", || {
+            (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+        });
+        thread::sleep(patient(Duration::from_millis(50)));
         eventually("the cgroups to be empty and removed", || {
             host.cgroups().iter().for_each(|dir| drop(fs::remove_dir(dir)));
             host.cgroups().is_empty().then_some(())

@@ -164,9 +164,12 @@ fn other_signals_reach_a_paused_container_when_it_goes_on() {
     assert_eq!(status(&shim), Status::PAUSED);
     shim.resume("c").unwrap();
     assert_eq!(shim.wait("c", "").unwrap().exit_status, 143);
-    let lines = ["create c", "start c", "paused c", "resumed c", "exit c 143"];
-    host.sink.expect("c", &lines);
     shim.reap("c", "");
+    host.sink.wait_for("delete c 143");
+    let mut lines = host.sink.of("c");
+    // It may end before the runtime says that it runs again, and nothing may follow the news of that.
+    lines.retain(|line| line != "resumed c");
+    assert_eq!(lines, ["create c", "start c", "paused c", "exit c 143", "delete c 143"]);
     shim.stop();
 }
 
