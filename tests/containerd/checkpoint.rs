@@ -11,15 +11,24 @@ use std::process::Command;
 use crate::bed::Bed;
 use crate::{Case, Runtime, Shim, command, shared};
 
-const CASES: &[Case] = &[
-    shared("checkpoint-restore", checkpoint_restore),
-    shared("checkpoint-exit", checkpoint_exit),
-    shared("checkpoint-refused", checkpoint_refused),
-];
+const RESTORE: Case = shared("checkpoint-restore", checkpoint_restore);
+const EXIT: Case = shared("checkpoint-exit", checkpoint_exit);
+const REFUSED: Case = shared("checkpoint-refused", checkpoint_refused);
 
-/// Its cases, where CRIU was fetched.
-pub(crate) fn cases(programs: &Path) -> &'static [Case] {
-    if program(programs).exists() { CASES } else { &[] }
+/// Its cases for a runtime, where CRIU was fetched. Debian's crun is built without it.
+pub(crate) fn cases(
+    programs: &Path,
+    version: &str,
+    runtime: Runtime,
+    shim: Shim,
+) -> &'static [Case] {
+    let is_told = shim == Shim::Stock || !version.starts_with("1.");
+    match runtime {
+        _ if !program(programs).exists() => &[],
+        Runtime::Runc if is_told => &[RESTORE, EXIT],
+        Runtime::Runc => &[RESTORE],
+        Runtime::Crun => &[REFUSED],
+    }
 }
 
 /// Where `packaging/fetch-containerd.sh` puts it, seen from a containerd's programs.
@@ -27,11 +36,8 @@ pub(crate) fn program(programs: &Path) -> PathBuf {
     programs.join("../../criu/bin/criu")
 }
 
-/// Whether CRIU can do its work here with this runtime; says so if not.
+/// Whether CRIU can do its work on this kernel; says so if not.
 fn works(bed: &Bed<'_>) -> bool {
-    if bed.daemon.runtime == Runtime::Crun {
-        return false; // Debian's is built without CRIU: see `checkpoint_refused`
-    }
     let mut said = String::new();
     // Others may use up the host's inotify instances for a moment, of which it makes one.
     let answer = command::poll(|| {
@@ -90,8 +96,7 @@ fn checkpoint_restore(bed: &Bed<'_>) {
 
 /// `--exit` ends the container; the files are where they are wanted.
 fn checkpoint_exit(bed: &Bed<'_>) {
-    let is_told = bed.shim == Shim::Stock || !bed.daemon.version.starts_with("1.");
-    if !is_told || !works(bed) {
+    if !works(bed) {
         return;
     }
     let id = bed.name("a");
@@ -119,9 +124,6 @@ fn checkpoint_exit(bed: &Bed<'_>) {
 
 /// A runtime without checkpoints is named, and the container goes on.
 fn checkpoint_refused(bed: &Bed<'_>) {
-    if bed.daemon.runtime != Runtime::Crun {
-        return;
-    }
     let id = bed.name("a");
     bed.start(&[], &id, &["sh", "-c", COUNTER]);
     let image = bed.daemon.dir().join(&id).display().to_string();

@@ -294,7 +294,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     terminal::CASES,
                     lifecycle::CASES,
                     resources::CASES,
-                    checkpoint::cases(programs),
+                    checkpoint::cases(programs, version, runtime, shim),
                     crash::CASES,
                     config::CASES,
                     cri::runtimes::CASES,
