@@ -31,16 +31,18 @@ use crate::rpc::writer::Writer;
 use crate::rpc::{self, stream};
 use crate::socket::peer_uid;
 
-/// A peer that does not take its answer for this long is cut off, so that it cannot hold memory.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that does not take its answer for this long is cut off, so that it cannot hold memory. To a
+/// containerd that is stopped for a while, and whose socket is full of answers, that is a dead shim.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause after a failed accept (no descriptors left, say), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Before that is said again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 /// How long a frame may take that has begun. A peer that never said anything may be one that only
-/// takes room; another may be stopped for a while, as a debugger or a full disk does it.
+/// takes room; another may be a containerd that is stopped for as long as a debugger or a frozen cgroup
+/// likes, and that kills its containers if it finds the connection ended.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
-const FRAME: Duration = Duration::from_secs(120);
+const FRAME: Duration = Duration::from_secs(3600);
 /// Frames of one peer that are taken before others have their turn: fewer than the tasks that the event loop
 /// runs in a turn, so that those of the frames have all begun.
 const TURN: u64 = 32;

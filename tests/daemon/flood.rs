@@ -96,6 +96,28 @@ fn without_descriptors_left_calls_are_answered_and_it_is_said_once() {
 }
 
 #[test]
+fn a_peer_that_is_stopped_for_a_while_gets_all_its_answers() {
+    if skipped("the number of answers that wait is limited") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    let mut peer = connect(&shim).unwrap();
+    let frame = [header(3, 1), vec![0xff; 3]].concat();
+    peer.write_all(&frame.repeat(600)).unwrap(); // more answers than a socket holds
+    thread::sleep(Duration::from_secs(15));
+    peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    for number in 0..600 {
+        let mut start = [0; 10];
+        peer.read_exact(&mut start).unwrap_or_else(|error| panic!("answer {number}: {error}"));
+        let length = u32::from_be_bytes(start[..4].try_into().unwrap());
+        peer.read_exact(&mut vec![0; usize::try_from(length).unwrap()]).unwrap();
+    }
+    shim.end();
+}
+
+#[test]
 fn a_frame_that_is_never_finished_ends_its_connection() {
     if skipped("half a frame has a time limit") {
         return;
