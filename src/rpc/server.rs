@@ -164,6 +164,7 @@ pub(crate) async fn serve<H: Handler>(
                     log::warn!("cannot accept connections, silent ones are hung up: {error}");
                     said = Some(Instant::now());
                 }
+                tokio::task::yield_now().await; // who has been accepted just now, and has sent something, speaks
                 if peers.dismiss() {
                     tokio::task::yield_now().await; // it goes now
                 } else {

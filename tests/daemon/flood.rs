@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 
 use crate::support::{Host, Shim, Spec, eventually, skipped, timed};
 
@@ -22,6 +23,14 @@ fn answers_at_once(shim: &Shim<'_>) {
         let best = (0..5).map(|_| timed(call).1).min().unwrap();
         assert!(best < Duration::from_millis(100), "{best:?}");
     }
+}
+
+/// Sets how many descriptors the daemon may have.
+fn limit_files(shim: &Shim<'_>, soft: u64) {
+    let status = std::process::Command::new("prlimit")
+        .args([format!("--pid={}", shim.pid()), format!("--nofile={soft}:")])
+        .status();
+    assert!(status.unwrap().success());
 }
 
 /// The header of a frame: length, stream, type, flags.
@@ -61,16 +70,10 @@ fn without_descriptors_left_calls_are_answered_and_it_is_said_once() {
     let host = Host::new();
     let shim = host.start("c", Spec::idle());
     shim.run("c");
-    let limit = |soft: u64| {
-        let status = std::process::Command::new("prlimit")
-            .args([format!("--pid={}", shim.pid()), format!("--nofile={soft}:")])
-            .status();
-        assert!(status.unwrap().success());
-    };
     let before = std::fs::read_to_string(format!("/proc/{}/limits", shim.pid())).unwrap();
     let line = before.lines().find(|line| line.starts_with("Max open files")).unwrap();
     let usual = line.split_whitespace().nth(3).unwrap().parse().unwrap();
-    limit(40);
+    limit_files(&shim, 40);
     let flood: Vec<_> = (0..200).map(|_| connect(&shim).unwrap()).collect();
     answers_at_once(&shim);
     shim.log().wait_for("cannot accept connections");
@@ -87,11 +90,42 @@ fn without_descriptors_left_calls_are_answered_and_it_is_said_once() {
     if let Err(refused) = refused {
         assert!(refused.message.contains("open files"), "{refused:?}");
     }
-    limit(usual);
+    limit_files(&shim, usual);
     drop(flood);
     drop(shim.delete("c", "e"));
     shim.exec_run("c", "f", "exit 3").unwrap();
     assert_eq!(shim.reap("c", "f"), 3);
+    shim.end();
+}
+
+#[test]
+fn who_takes_the_last_descriptor_and_calls_is_heard() {
+    if skipped("silent connections are hung up") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    let dir = format!("/proc/{}/fd", shim.pid());
+    let numbers = std::fs::read_dir(dir).unwrap().flatten();
+    let numbers: Vec<u64> =
+        numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // As many as are free below the highest number, and the last one.
+    let limit = numbers.iter().max().unwrap() + 2;
+    limit_files(&shim, limit);
+    let free = usize::try_from(limit).unwrap() - numbers.len();
+    let speakers: Vec<_> = (1..free).map(|_| shim.reconnect()).collect();
+    speakers.iter().for_each(|speaker| drop(speaker.state("c", "").unwrap()));
+    shim.signal(Signal::SIGSTOP);
+    let mut last = connect(&shim).unwrap();
+    last.write_all(&[header(3, 1), vec![0xff; 3]].concat()).unwrap();
+    let one_more = connect(&shim).unwrap();
+    shim.signal(Signal::SIGCONT);
+    last.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    last.read_exact(&mut [0; 10]).expect("an answer");
+    shim.log().wait_for("cannot accept connections");
+    limit_files(&shim, 1024);
+    drop((speakers, last, one_more));
     shim.end();
 }
 
