@@ -9,7 +9,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::container::{Containers, Need};
 use crate::events::Events;
@@ -22,6 +22,9 @@ const FIRST: Duration = Duration::from_secs(300);
 /// Behind the last Delete, to which containerd adds the Shutdown at once; the next Create of a pod
 /// comes behind a `start`, which asks.
 const LATER: Duration = Duration::from_secs(60);
+/// Behind the grace time: a daemon that was stopped all the while, or swapped out, hears in this time of
+/// what has been asked for.
+const UNREAD: Duration = Duration::from_millis(500);
 /// The longest time between two looks at containers that have ended and may still be deleted.
 const LONGEST: Duration = Duration::from_secs(3600);
 /// How long events may wait for a containerd that does not come back.
@@ -56,8 +59,12 @@ impl Watch {
             } else if self.in_flight.begun() != requests || self.in_flight.is_answering() {
                 since = Instant::now();
             } else if let Some(reason) = self.reason(since) {
-                log::warn!("ending: {reason}, and nothing was asked for {grace:?}");
-                return self.containers.end_lost().await;
+                sleep(UNREAD).await;
+                if self.in_flight.begun() == requests && self.reason(since).is_some() {
+                    log::warn!("ending: {reason}, and nothing was asked for {grace:?}");
+                    return self.containers.end_lost().await;
+                }
+                since = Instant::now();
             } else {
                 grace = (grace * 2).min(LONGEST);
             }

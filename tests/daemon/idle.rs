@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
 
 use crate::sandbox::pod::{PLAIN, Pod};
 use crate::support::{Host, Shim, Spec, Stdin, eventually, skipped};
@@ -159,6 +160,26 @@ fn every_request_begins_the_grace_time_anew() {
     shim.run("c");
     shim.remove("c");
     shim.wait_gone();
+}
+
+#[test]
+fn what_was_asked_for_while_a_daemon_was_stopped_keeps_it() {
+    if skipped("an idle daemon ends") {
+        return;
+    }
+    let host = Host::new().with_env("BERTH_TEST_GRACE", "2");
+    let shim = host.start("c", Spec::idle());
+    thread::sleep(Duration::from_secs(3)); // the second grace time has begun, as `start` asked in the first
+    shim.signal(Signal::SIGSTOP);
+    thread::scope(|scope| {
+        // A new connection: it has to be accepted before anything can be read.
+        let asked = scope.spawn(|| shim.reconnect().create(&shim.request("c")));
+        thread::sleep(Duration::from_secs(2));
+        shim.signal(Signal::SIGCONT);
+        asked.join().unwrap().unwrap();
+    });
+    shim.start("c", "").unwrap();
+    shim.end();
 }
 
 #[test]
