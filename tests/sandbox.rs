@@ -232,6 +232,27 @@ fn the_end_of_the_holder_is_the_sandboxs() {
 }
 
 #[test]
+fn what_a_pod_ends_with_is_told_to_a_containerd_that_is_away() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::new();
+    let (pod, holder) = Pod::started(&host, &PLAIN, "");
+    host.prepare("a", pod.spec("sleep 1000", holder, &["ipc"]));
+    pod.run("a");
+    host.sink.wait_for("start a");
+    host.sink.stop();
+    let request = ShutdownSandboxRequest { sandbox_id: "pod".into(), ..Default::default() };
+    call::<ShutdownSandboxResponse>(&pod.shim, "ShutdownSandbox", &request).unwrap();
+    pod.shim.log().wait_for("events wait for containerd");
+    host.sink.resume();
+    host.sink.wait_for("exit a 137");
+    host.sink.wait_for("delete a 137");
+    pod.shim.wait_gone();
+    clear_parents(&host);
+}
+
+#[test]
 fn shutdown_takes_containers_along() {
     if skipped("the sandbox service") {
         return;

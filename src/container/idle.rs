@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 
 use crate::container::{Containers, Slot};
+use crate::sandbox::{Sandbox, Stage};
 
 /// What the daemon is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,10 @@ impl Containers {
             Slot::Reserved(_) => true,
             Slot::Ready(container) => container.init.state().exit().is_none(),
         };
-        if self.held().is_some() || map.values().any(lives) {
+        // One that was shut down is only kept for the calls that are still to be answered.
+        let ended = |sandbox: &Sandbox| matches!(sandbox.stage(), Stage::Ended(_));
+        let is_held = self.held().is_some_and(|held| !(self.closing.get() && ended(&held)));
+        if is_held || map.values().any(lives) {
             return Need::Living;
         }
         if map.is_empty() {
