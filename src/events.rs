@@ -179,7 +179,7 @@ impl Events {
                     }
                 }
                 Err(error) if refuses_event(&error) => {
-                    log::error!("containerd refuses an event, which is dropped: {error}");
+                    log::error!("containerd takes no such event, which is dropped: {error}");
                 }
                 Err(error) => {
                     // The first failure may be a connection to a containerd that was restarted.
@@ -280,8 +280,13 @@ async fn read_events(read: &Read) -> io::Result<Vec<Record>> {
     }
 }
 
-/// Whether containerd said that the event itself is wrong, as opposed to its own state.
+/// Whether the event itself is wrong, as containerd says or its size, as opposed to the state of containerd.
 fn refuses_event(error: &Error) -> bool {
-    let Error::Remote { code, .. } = error else { return false };
-    matches!(*code, Code::INVALID_ARGUMENT | Code::UNIMPLEMENTED | Code::PERMISSION_DENIED)
+    match error {
+        Error::Remote { code, .. } => {
+            matches!(*code, Code::INVALID_ARGUMENT | Code::UNIMPLEMENTED | Code::PERMISSION_DENIED)
+        }
+        // No message may be so large: it would never be sent.
+        error => matches!(error, Error::TooLarge(_)),
+    }
 }

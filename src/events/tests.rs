@@ -1,6 +1,10 @@
 use std::path::Path;
 
+use ttrpc::Code;
+
+use super::refuses_event;
 use super::store::{Head, Record, Store};
+use crate::error::Error;
 
 fn record(number: u32, vital: bool) -> Record {
     let mut bytes = vec![b'x'; 200];
@@ -123,4 +127,19 @@ fn a_disk_that_lost_events_costs_only_those() {
         }
     }
     assert!(lost > 0 && all + lost == 1000, "{all} and {lost}");
+}
+
+#[test]
+fn only_an_event_that_is_wrong_itself_is_dropped() {
+    let remote = |code| Error::Remote { code, message: String::new() };
+    let cases = [
+        ("refused", remote(Code::INVALID_ARGUMENT), true),
+        ("larger than any message", Error::TooLarge(5 << 20), true),
+        ("containerd's own trouble", remote(Code::UNKNOWN), false),
+        ("containerd is ending", remote(Code::UNAVAILABLE), false),
+        ("nobody takes it", Error::ShuttingDown, false),
+    ];
+    for (name, error, expected) in cases {
+        assert_eq!(refuses_event(&error), expected, "{name}");
+    }
 }
