@@ -16,6 +16,8 @@ use crate::sandbox::{Home, Request, Sandbox};
 
 /// How long the removal of containers that the caller has left may take.
 const REMOVAL: Duration = Duration::from_secs(3);
+/// How much later the removal of one may say that it had no time.
+const LATE: Duration = Duration::from_millis(500);
 /// Pause between looks at containers that are still being created.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -145,7 +147,8 @@ impl Containers {
             let removals: Vec<_> =
                 found.into_iter().map(|container| spawn_local(remove(container, until))).collect();
             for removal in removals {
-                let _ = removal.await; // it has logged what went wrong
+                // It has logged what went wrong, unless it hangs in an unmount, which has no limit.
+                let _ = timeout_at(until + LATE, removal).await;
             }
             tokio::time::sleep(PAUSE).await;
         }
