@@ -185,6 +185,10 @@ impl Container {
             Err(Error::Runtime { .. }) if self.init.is_dead() => {
                 Err(Error::Finished { id: self.id.to_string() })
             }
+            // One that is to be restored: there is nothing before Start, whatever the runtime calls it.
+            Err(Error::Runtime { .. }) if self.init.pid().is_none() => {
+                Err(Error::Finished { id: self.id.to_string() })
+            }
             // runsc signals no container that was not started; its one process can be killed.
             Err(Error::Runtime { .. }) if signal == 9 && self.init.state() == State::Created => {
                 self.init.signal(signal)
