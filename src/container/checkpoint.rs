@@ -2,8 +2,9 @@
 //! created from such a directory.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -27,6 +28,8 @@ use crate::wire::options::RuntimeOptions;
 
 /// berth's file in an image: what a restore must know that CRIU does not keep.
 const RECORD: &str = "berth.json";
+/// The longest one that is read: it is a few hundred bytes.
+const RECORD_LIMIT: u64 = 64 * 1024;
 /// The directory of CRIU's logs where nobody says otherwise, as other shims have it.
 const WORK: &str = "criu-work";
 
@@ -85,18 +88,37 @@ impl Record {
     /// [`Error::Invalid`] for a record that makes no sense.
     fn load(image: &Path) -> Result<Self> {
         let path = image.join(RECORD);
-        let Ok(text) = fs::read(&path) else {
-            let options = CheckpointOptions {
-                open_tcp: true,
-                external_unix_sockets: true,
-                file_locks: true,
-                ..CheckpointOptions::default()
-            };
-            return Ok(Self { options, outside: Vec::new() });
+        let text = match read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let options = CheckpointOptions {
+                    open_tcp: true,
+                    external_unix_sockets: true,
+                    file_locks: true,
+                    ..CheckpointOptions::default()
+                };
+                return Ok(Self { options, outside: Vec::new() });
+            }
+            other => other,
         };
-        serde_json::from_slice(&text)
+        text.and_then(|text| Ok(serde_json::from_slice(&text)?))
             .map_err(|error| Error::Invalid(format!("{}: {error}", path.display())))
     }
+}
+
+/// Reads a record. The image may be a stranger's, from a registry, and have anything under that name:
+/// a FIFO or a device would keep the event loop waiting, a large file fill the memory.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let mut text = Vec::new();
+    file.take(RECORD_LIMIT + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > RECORD_LIMIT {
+        return Err(io::Error::other(format!("it is longer than {RECORD_LIMIT} bytes")));
+    }
+    Ok(text)
 }
 
 /// A directory for CRIU's logs; one of our choice is removed, unless there is something to read in it.
@@ -272,5 +294,39 @@ impl Container {
         let made = Made::bind(&self.init, claimed, io, &self.bundle, &mut state)?;
         work.done();
         Ok(made)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[test]
+    fn only_a_short_regular_file_is_taken_for_a_record() {
+        type Make = fn(&Path);
+        let cases: [(&str, Make, Option<&str>); 8] = [
+            ("none", |_| {}, None),
+            ("berth's", |path| Record::default().save(&path.with_file_name("")).unwrap(), None),
+            ("no JSON", |path| fs::write(path, "{").unwrap(), Some("EOF")),
+            ("too long", |path| fs::write(path, vec![b' '; 65_537]).unwrap(), Some("65536")),
+            ("a FIFO", |path| mkfifo(path, Mode::S_IRWXU).unwrap(), Some("regular")),
+            ("a device", |path| symlink("/dev/zero", path).unwrap(), Some("regular")),
+            ("a link to nothing", |path| symlink("/none", path).unwrap(), Some("regular")),
+            ("a directory", |path| fs::create_dir(path).unwrap(), Some("regular")),
+        ];
+        for (name, make, expected) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            make(&dir.path().join(RECORD));
+            let said = Record::load(dir.path()).err().map(|error| error.to_string());
+            match expected {
+                None => assert_eq!(said, None, "{name}"),
+                Some(words) => assert!(said.as_ref().unwrap().contains(words), "{name}: {said:?}"),
+            }
+        }
     }
 }
