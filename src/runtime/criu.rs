@@ -59,8 +59,11 @@ impl Setup {
             _ => {
                 let programs = Programs::new(bundle, &program(runtime)?)?;
                 let mut path = OsString::from(&programs.0);
-                path.push(":");
-                path.push(variable(runtime, "PATH").unwrap_or_default());
+                // An empty one after a colon would be the working directory.
+                if let Some(rest) = variable(runtime, "PATH").filter(|rest| !rest.is_empty()) {
+                    path.push(":");
+                    path.push(rest);
+                }
                 env.push(("PATH".into(), path.to_string_lossy().into_owned()));
                 Some(programs)
             }
@@ -112,6 +115,17 @@ fn program(runtime: &Runtime) -> Result<PathBuf> {
     })
 }
 
+/// Where CRIU writes what it does in a runtime's `command`.
+fn log(command: &str, work: &Path) -> PathBuf {
+    work.join(if command == "checkpoint" { "dump.log" } else { "restore.log" })
+}
+
+/// Removes the log of an earlier `command`, which CRIU overwrites, so that a runtime which fails before it
+/// runs CRIU is not explained by that.
+pub(super) fn forget(command: &str, work: &Path) {
+    let _ = fs::remove_file(log(command, work)); // most often there is none
+}
+
 /// Says of a command that failed what CRIU said, and what is missing on the host.
 pub(super) async fn explain(
     runtime: &Runtime,
@@ -128,7 +142,7 @@ pub(super) async fn explain(
         );
         return Error::NoRuntime { name, why };
     }
-    let log = work.join(if command == "checkpoint" { "dump.log" } else { "restore.log" });
+    let log = log(command, work);
     let said = errors(&log);
     if !said.is_empty() {
         message += &format!("; {}: {said}", log.display());

@@ -201,6 +201,7 @@ impl Runtime {
         lines: &str,
     ) -> Result<()> {
         let setup = criu::Setup::new(self, call.bundle.dir(), lines)?;
+        criu::forget(name, work);
         match self.run_in(call, name, command, streams, &setup.env).await {
             Ok(()) => Ok(()),
             Err(error) => Err(criu::explain(self, call, error, work).await),
@@ -217,7 +218,8 @@ impl Runtime {
         self.run_in(call, name, command, streams, &self.env).await
     }
 
-    /// Runs one command to its end, with `env` on top of the daemon's. Without `streams` its output is kept for the error's text.
+    /// Runs one command to its end, with `env` on top of the daemon's. Without `streams` its output is
+    /// kept for the error's text.
     async fn run_in(
         &self,
         call: &Call<'_>,

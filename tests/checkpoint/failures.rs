@@ -197,3 +197,19 @@ fn criu_has_its_say_when_a_restore_fails() {
     host.sink.expect("q", &["create q", "delete q"]);
     shim.stop();
 }
+
+#[test]
+fn the_log_of_an_earlier_failure_is_not_told_again() {
+    let host = Host::scripted();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    host.script().set("checkpoint", "fail on purpose");
+    let work = image(&host, "work");
+    fs::create_dir(&work).unwrap();
+    fs::write(Path::new(&work).join("dump.log"), "(00.1) Error (old.c:1): old\n").unwrap();
+    let options = CheckpointOptions { work_path: work, ..Default::default() };
+    let refusal = shim.checkpoint("c", &image(&host, "image"), &options).unwrap_err();
+    assert!(refusal.message.contains("on purpose"), "{refusal:?}");
+    assert!(!refusal.message.contains("old.c"), "{refusal:?}");
+    shim.end();
+}
