@@ -200,12 +200,14 @@ impl Container {
         self.runtime.checkpoint(&call, checkpoint, &criu).await?;
         Record { options, outside }.save(&image)?;
         work.done();
-        if !path.is_empty() && Path::new(path) != image {
-            self.copy(&image, Path::new(path), &call).await?;
-        }
         // It may have ended some other way by now, and nothing may follow the news of that.
         if self.init.state().exit().is_none() {
-            self.shared.events.queue(Event::Checkpointed { id: self.id.clone(), image });
+            let (id, image) = (self.id.clone(), image.clone());
+            self.shared.events.queue(Event::Checkpointed { id, image });
+        }
+        // Later, as it may take longer than the news of the end can wait.
+        if !path.is_empty() && Path::new(path) != image {
+            self.copy(&image, Path::new(path), &call).await?;
         }
         drop(leaving);
         Ok(())

@@ -121,6 +121,21 @@ fn the_image_is_where_the_client_wants_it_and_where_containerd_does() {
     shim.end();
 }
 
+/// containerd's copy comes after it, and may take longer than the news of the end can wait.
+#[test]
+fn a_checkpoint_is_told_of_whatever_becomes_of_its_copy() {
+    let host = Host::scripted();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    host.script().set("checkpoint", "nopid");
+    let wanted = image(&host, "wanted");
+    let options = CheckpointOptions { image_path: wanted.clone(), ..Default::default() };
+    let refusal = shim.checkpoint("c", "/dev/null/other", &options).unwrap_err();
+    assert!(refusal.message.contains("/dev/null/other"), "{refusal:?}");
+    host.sink.expect("c", &["create c", "start c", "checkpointed c"]);
+    shim.end();
+}
+
 /// A container that needs an option to be saved, and goes on counting once it is restored.
 struct Needy {
     name: &'static str,
