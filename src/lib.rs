@@ -13,14 +13,16 @@
 //! service/      the ttrpc services: decode, call, encode
 //! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
 //!               create.rs, exec.rs, exit.rs: its beginnings and ends; handover.rs: what is left to
-//!               the runtime; pod.rs: the sandbox beside it; oom.rs: tells of OOM kills;
+//!               the runtime; pod.rs: the sandbox beside it; idle.rs: who needs the daemon; oom.rs: tells
+//!               of OOM kills; pause.rs: Pause, Resume; checkpoint.rs: Checkpoint, and Start from one;
 //!               process.rs: id, pid, stdio, state; state.rs: the lifecycle as one pure table
 //! sandbox/      kind.rs: sandbox, pod container or single; sizing.rs: CPUs and memory; pod.rs: how a
 //!               pod was asked for; all pure. A sandbox that is no container: held.rs: its life;
 //!               spawn.rs, holder.rs: both sides of the process that holds its namespaces; files.rs:
 //!               what its containers share
 //! runtime/      mod.rs: `Runtime`, one method per OCI command; table.rs: discovery; args.rs: argv,
-//!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`
+//!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`; criu.rs: how
+//!               it finds CRIU, and what that says
 //! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
 //!               the two ways to mount; fuse_overlay.rs: what fuse-overlayfs can, pure; unmount.rs
 //! io/           mod.rs: stdio URIs, read by uri.rs, pure; process.rs: `ProcessIo`; input.rs, output.rs:
@@ -30,9 +32,11 @@
 //!               clock.rs: the event loop's part; driver.rs: what takes output in place of a FIFO:
 //!               logger.rs, logger/: programs, kept alive; log_file.rs, rotation.rs: files; journal.rs;
 //!               drain.rs: their thread; format.rs: lines and records, pure; streaming/: streams that
-//!               clients open here, and berth elsewhere
+//!               clients open here, and berth elsewhere; look.rs: at paths that may hang; outside.rs: what
+//!               CRIU is told of a FIFO
 //! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`; kill.rs; tree.rs: pids, remove; file.rs:
-//!               one read a file; stats/; oom.rs: the count of processes killed for lack of memory
+//!               one read a file; make.rs: new ones; stats/; oom.rs: the count of processes killed for
+//!               lack of memory
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken
 //! reaper.rs     the only wait; spawns the daemon's children; `Watch` keeps exits that precede the pid
 //! rpc/          ttrpc: mod.rs: frames, pure; server.rs; client.rs, blocking.rs: calls; duplex.rs:
@@ -62,6 +66,8 @@
 //! Create  decode -> reserve id -> state file -> rootfs -> streams or console socket
 //!         -> reaper.watch() -> runtime.create -> watch.claim(pid) -> Created -> /tasks/create
 //! Start   turn -> runtime.start -> Running -> /tasks/start -> end of turn
+//!         created from a checkpoint: streams -> watch -> runtime.restore -> claim -> Running, as above
+//! Checkpoint turn of Pause, Update -> runtime.checkpoint -> /tasks/checkpointed -> an exit it asked for
 //! StartSandbox files -> state file -> cgroup -> a holder makes the namespaces -> watch.claim(pid)
 //!         -> its cgroup -> it gives up its rights -> Ready; its exit is the sandbox's
 //! exit    SIGCHLD -> reaper -> dead -> turn (2 s at most) -> exec processes ended -> readers of
