@@ -9,6 +9,7 @@
 mod failures;
 mod options;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -23,7 +24,7 @@ fn criu() -> Option<PathBuf> {
     let built = Path::new(env!("CARGO_BIN_EXE_containerd-shim-berth-v1"));
     let fetched = built.ancestors().map(|dir| dir.join("containerd/criu/bin/criu"));
     let Some(criu) = fetched.into_iter().find(|path| path.exists()) else {
-        eprintln!("NO CRIU: skipped; packaging/fetch-containerd.sh fetches it");
+        loudly("NO CRIU: skipped; packaging/fetch-containerd.sh fetches it");
         return None;
     };
     if std::env::var("BERTH_TEST_RUNTIME").is_ok_and(|runtime| runtime != "runc") {
@@ -40,8 +41,14 @@ fn criu() -> Option<PathBuf> {
         said = String::from_utf8_lossy(&check.stderr).into_owned();
         std::thread::sleep(Duration::from_millis(500));
     }
-    eprintln!("CRIU CANNOT WORK HERE: skipped; `criu check` says: {said}");
+    loudly(&format!("CRIU CANNOT WORK HERE: skipped; `criu check` says: {said}"));
     None
+}
+
+/// Past the harness, which keeps what a test that passes prints to itself.
+fn loudly(words: &str) {
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    let _ = writeln!(std::io::stderr(), "{name}: {words}");
 }
 
 /// The PATH on which `criu` comes first.
