@@ -260,6 +260,9 @@ impl Container {
     }
 
     async fn make_restored(&self, image: &Image, call: &Call<'_>) -> Result<Made> {
+        // As in Create: a pod that has ended since then has no namespaces to join any more.
+        let in_pod = || self.shared.admits(&self.kind).map(drop);
+        in_pod()?;
         let pid_file = self.bundle.init_pid_file();
         let _ = fs::remove_file(&pid_file); // a stale one must not be taken for this run's
         let Record { options, outside } = Record::load(&image.dir)?;
@@ -292,6 +295,7 @@ impl Container {
             self.runtime.restore(call, &pid_file, None, streams, checkpoint, &criu).await?;
             io
         };
+        in_pod()?;
         let claimed = watch.claim(bundle::read_pid(&pid_file)?)?;
         let made = Made::bind(&self.init, claimed, io, &self.bundle, &mut state)?;
         work.done();

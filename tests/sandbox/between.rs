@@ -132,3 +132,24 @@ fn a_container_whose_sandbox_ends_meanwhile_is_not_created() {
     assert!(host.mounts().iter().all(|path| !path.starts_with(host.bundle("c"))));
     pod.end();
 }
+
+#[test]
+fn a_container_whose_sandbox_has_ended_is_not_restored() {
+    if skipped("the sandbox service") {
+        return;
+    }
+    let host = Host::scripted();
+    let (pod, holder) = Pod::started(&host, &PLAIN, "");
+    host.prepare("c", pod.spec("sleep 1000", holder, &["ipc"]));
+    let mut request = pod.shim.request("c");
+    request.checkpoint = host.dir().to_str().unwrap().into();
+    assert_eq!(pod.shim.create(&request).unwrap(), 0);
+    kill(nix::unistd::Pid::from_raw(holder), Signal::SIGKILL).unwrap();
+    pod.wait().join().unwrap().unwrap();
+    let refusal = pod.shim.start("c", "").unwrap_err();
+    assert_eq!(refusal.code, Code::FAILED_PRECONDITION, "{refusal:?}");
+    assert!(refusal.message.contains("stopped"), "{refusal:?}");
+    assert!(!host.script().calls().iter().any(|call| call == "restore"));
+    pod.shim.delete("c", "").unwrap();
+    pod.end();
+}
