@@ -38,7 +38,7 @@ check: ## format, lints, licences
 	@packaging/setup.sh check
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --test containerd --test cgroup2 -- -D warnings
+	cargo clippy --locked --test containerd --test cgroup2 --test bench -- -D warnings
 	packaging/check-licences.sh
 
 test: ## every test, with real containerds; as root; installs what is missing

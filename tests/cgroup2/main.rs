@@ -7,11 +7,14 @@
 //! are too new for it), `init.sh` what it does first, [`parts`] what it runs then: tests of the library, of `tests/main.rs` and of `tests/containerd`, the very
 //! binaries that ran outside.
 //!
+//! Beside the guests, the tests of resources run on this machine with crun, which `cargo test` runs with
+//! runc: crun wants hierarchies that a hybrid host has not mounted (`here`).
+//!
 //! A test that fails inside fails the run, and so does a guest that does not come up, falls silent or
 //! goes away before the end. Only where `linux.uml` is not installed, as distributions other than
 //! Debian do not have it, the lane is skipped, in words that cannot be overlooked.
 //!
-//! Words on the command line choose: `runc` or `crun` one of the guests, words with `::` tests by
+//! Words on the command line choose: `runc` or `crun` one of the guests, `here` this machine, words with `::` tests by
 //! their names, other words rows of the containerd suite in place of all else.
 //!
 //! ```sh
@@ -25,7 +28,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "../containerd/command.rs"]
+#[allow(dead_code, reason = "shared with the suite, which uses all")]
+mod command;
 mod guest;
+#[path = "../containerd/host.rs"]
+#[allow(dead_code, reason = "shared with the suite, which uses all")]
+mod host;
 mod parts;
 
 use std::path::{Path, PathBuf};
@@ -39,12 +48,18 @@ const SLOW: &str = "BERTH_TEST_SLOW";
 
 /// The OCI runtimes, each with a guest of its own.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
+/// The word for this machine.
+const HERE: &str = "here";
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
     if arguments.first().is_some_and(|word| word == parts::INSIDE) {
         return parts::run(&arguments[1..]);
     }
+    let (chosen, words): (Vec<_>, Vec<_>) =
+        arguments.into_iter().partition(|word| word == HERE || RUNTIMES.contains(&word.as_str()));
+    let chooses = |name: &str| chosen.is_empty() || chosen.iter().any(|word| word == name);
+    let binaries = binaries();
     let Some(linux) = program(guest::PROGRAM) else {
         eprintln!(
             "\n\
@@ -53,13 +68,12 @@ fn main() -> ExitCode {
              It is in Debian's package user-mode-linux, which packaging/setup.sh installs.\n",
             program = guest::PROGRAM,
         );
-        return ExitCode::SUCCESS;
+        return verdict(
+            chooses(HERE).then(|| parts::here(&binaries, &words)).flatten().into_iter(),
+        );
     };
-    let (chosen, words): (Vec<_>, Vec<_>) =
-        arguments.into_iter().partition(|word| RUNTIMES.contains(&word.as_str()));
-    let (binaries, shim) = (binaries(), guest::build_shim());
-    let guests =
-        RUNTIMES.iter().filter(|name| chosen.is_empty() || chosen.iter().any(|c| c == *name));
+    let shim = guest::build_shim();
+    let guests = RUNTIMES.iter().filter(|name| chooses(name));
     let failures: Vec<_> = thread::scope(|scope| {
         let running: Vec<_> = guests
             .map(|runtime| {
@@ -68,12 +82,20 @@ fn main() -> ExitCode {
                 scope.spawn(move || guest::run(runtime, linux, shim, &command).err())
             })
             .collect();
-        running.into_iter().filter_map(|guest| guest.join().unwrap()).collect()
+        let here = chooses(HERE).then(|| parts::here(&binaries, &words)).flatten();
+        let guests = running.into_iter().filter_map(|guest| guest.join().unwrap());
+        guests.chain(here).collect()
     });
-    // After both, as the other one's lines would bury it.
+    verdict(failures.into_iter())
+}
+
+/// Prints the failures; none is what is wanted.
+fn verdict(failures: impl Iterator<Item = String>) -> ExitCode {
+    let failures: Vec<_> = failures.collect();
+    // After all, as the lines of others would bury it.
     failures.iter().for_each(|failure| println!("cgroup v2: FAILED: {failure}"));
     let word = if failures.is_empty() { "ok" } else { "FAILED" };
-    println!("test result: {word}. On a cgroup v2 host");
+    println!("test result: {word}. Where cgroups matter");
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

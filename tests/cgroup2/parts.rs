@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use crate::SLOW;
+use crate::host::PlainHierarchies;
 
 /// The argument that says that this is the guest.
 pub(crate) const INSIDE: &str = "--inside";
@@ -44,6 +45,23 @@ pub(crate) fn inside(runtime: &str, binaries: &Binaries, words: &[String]) -> Ve
     command.extend(paths);
     command.extend_from_slice(words);
     command
+}
+
+/// Runs the tests of resources on this machine, with crun; why they have failed.
+pub(crate) fn here(binaries: &Binaries, words: &[String]) -> Option<String> {
+    let chosen: Vec<_> =
+        words.iter().filter(|word| word.contains("::")).map(String::as_str).collect();
+    if words.len() > chosen.len() {
+        return None; // rows of the containerd suite
+    }
+    let names = if words.is_empty() { vec!["stats::", "resources::"] } else { chosen };
+    let _hierarchies = PlainHierarchies::mount();
+    let mut tests = Command::new(&binaries.protocol);
+    tests.args(["--test-threads=2", "--color=never"]).args(&names);
+    let output = tests.env("BERTH_TEST_RUNTIME", "crun").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().for_each(|line| println!("here | {line}"));
+    (!output.status.success()).then(|| format!("crun on this machine: {}", output.status))
 }
 
 /// One run of a test binary.

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 /// want the processors too.
 pub(crate) const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 
-/// The longest wait for a condition that another process brings about, in seconds.
-const WAIT: usize = 60;
+/// The longest wait for a condition that another process brings about.
+const WAIT: Duration = Duration::from_secs(60);
 
 /// [`WAIT`], `BERTH_TEST_SLOW` times as long where `tests/cgroup2` asks for it.
 pub(crate) fn wait_limit() -> Duration {
-    Duration::from_secs((WAIT * crate::number("BERTH_TEST_SLOW", 1)) as u64)
+    let factor = std::env::var("BERTH_TEST_SLOW");
+    WAIT * factor.map_or(1, |factor| factor.parse().expect("BERTH_TEST_SLOW is a number"))
 }
 
 /// A program that ended.
