@@ -9,7 +9,8 @@
 //! delete.rs     `delete`: clean up after a dead daemon, the whole group, from the bundles alone
 //! info.rs       `-info`: name, version and the chosen runtime's OCI features
 //! input.rs      what a caller sends on stdin, bounded in size and time
-//! daemon.rs     the long life: sub-reaper, signals, server, end; log.rs: records -> `log` FIFO
+//! daemon.rs     the long life: sub-reaper, signals, server, end; daemon/idle.rs: its end when nobody
+//!               needs it; log.rs: records -> `log` FIFO
 //! service/      the ttrpc services: decode, call, encode
 //! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
 //!               create.rs, exec.rs, exit.rs: its beginnings and ends; handover.rs: what is left to
@@ -37,10 +38,12 @@
 //! cgroup/       hierarchy.rs: find, join; mod.rs: `Cgroup`; kill.rs; tree.rs: pids, remove; file.rs:
 //!               one read a file; make.rs: new ones; stats/; oom.rs: the count of processes killed for
 //!               lack of memory
-//! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken
+//! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken;
+//!               events/store.rs: what waits, in memory and behind it in a file
 //! reaper.rs     the only wait; spawns the daemon's children; `Watch` keeps exits that precede the pid
-//! rpc/          ttrpc: mod.rs: frames, pure; server.rs; client.rs, blocking.rs: calls; duplex.rs:
-//!               streams beside the calls; stream.rs, writer.rs: frames in and out
+//! rpc/          ttrpc: mod.rs: frames, pure; server.rs; peers.rs: how many it has; client.rs,
+//!               blocking.rs: calls; duplex.rs: streams beside the calls; stream.rs, writer.rs: frames
+//!               in and out
 //! wire/         protobuf messages <-> our types, pure
 //! bundle/       mod.rs: `Bundle`: every file we read or write in one; spec.rs: the config.json fields
 //!               we need
@@ -48,7 +51,7 @@
 //!               read? document.rs, body.rs: TOML -> tree with places; section.rs: keys out of it;
 //!               entry.rs: one runtime of the table; show.rs: `config show` and `check`
 //! rootless.rs   whether we are in a user namespace, and where files go then
-//! socket.rs     address of a group's shim; bind, probe, unlink guard
+//! socket.rs     address of a group's shim; bind, probe, unlink guard; socket/own.rs: is it still ours?
 //! ids.rs        `ContainerId`, `ExecId`, `Namespace`, `Pid`: checked once, where they enter
 //! error.rs      `Error` and the ttrpc status each variant maps to
 //! fuzz.rs       what reads strangers' bytes, for the fuzzers of tests/fuzz; in tests only

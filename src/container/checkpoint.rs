@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -20,7 +20,7 @@ use crate::container::state::{Change, State};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::ids::Pid;
-use crate::io::{ConsoleSocket, OutsideFile, ProcessIo, TerminalIo};
+use crate::io::{ConsoleSocket, OutsideFile, ProcessIo, TerminalIo, look_at};
 use crate::runtime::args::Checkpoint;
 use crate::runtime::{Call, help};
 use crate::wire::checkpoint::CheckpointOptions;
@@ -45,19 +45,26 @@ impl Image {
     /// shim that is not its own without looking for the path in them.
     ///
     /// # Errors
-    /// [`Error::Invalid`] unless it is a directory.
-    pub(super) fn asked(checkpoint: &str, options: &RuntimeOptions) -> Result<Option<Self>> {
+    /// [`Error::Invalid`] unless it is a directory; [`Error::Deadline`] where the file system hangs.
+    pub(super) async fn asked(
+        checkpoint: &str,
+        options: &RuntimeOptions,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Self>> {
         let dir = [checkpoint, &options.criu_image_path].into_iter().find(|dir| !dir.is_empty());
         let Some(dir) = dir else { return Ok(None) };
         let invalid = |why: &str| Error::Invalid(format!("checkpoint {dir:?}: {why}"));
         let path = PathBuf::from(dir);
-        match fs::metadata(&path) {
-            _ if !path.is_absolute() => Err(invalid("the path is not absolute")),
+        if !path.is_absolute() {
+            return Err(invalid("the path is not absolute"));
+        }
+        match look_at(&path, "look at", deadline, |path| fs::metadata(path)).await {
             Ok(found) if found.is_dir() => {
                 Ok(Some(Self { dir: path, work: options.criu_work_path.clone() }))
             }
             Ok(_) => Err(invalid("it is not a directory")),
-            Err(error) => Err(invalid(&error.to_string())),
+            Err(Error::Io { source, .. }) => Err(invalid(&source.to_string())),
+            Err(error) => Err(error),
         }
     }
 }
@@ -71,14 +78,14 @@ struct Record {
 }
 
 impl Record {
-    fn save(&self, image: &Path) -> Result<()> {
-        let path = image.join(RECORD);
+    async fn save(&self, image: &Path, deadline: Option<Instant>) -> Result<()> {
         let text = serde_json::to_vec(self).map_err(|error| Error::Io {
             action: "encode",
-            path: path.clone(),
+            path: image.join(RECORD),
             source: error.into(),
         })?;
-        bundle::write(&path, &text)
+        let write = move |image: &Path| Ok(bundle::write(&image.join(RECORD), &text));
+        look_at(image, "write to", deadline, write).await?
     }
 
     /// What an image says of itself. One that another shim made says nothing: what is in it was allowed
@@ -128,7 +135,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(asked: &str, bundle: &Bundle) -> Result<Self> {
+    async fn new(asked: &str, bundle: &Bundle, deadline: Option<Instant>) -> Result<Self> {
         let (dir, is_ours) = match asked {
             "" => {
                 let work = bundle.dir().join("work"); // containerd's, on a disk
@@ -137,7 +144,7 @@ impl Work {
             }
             asked => (absolute("work path", asked)?, false),
         };
-        make_dir(&dir)?;
+        make_dir(&dir, deadline).await?;
         Ok(Self { dir, is_ours })
     }
 
@@ -156,8 +163,22 @@ fn absolute(what: &str, path: &str) -> Result<PathBuf> {
     }
 }
 
-fn make_dir(dir: &Path) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("make", dir))
+async fn make_dir(dir: &Path, deadline: Option<Instant>) -> Result<()> {
+    let make = |dir: &Path| DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    look_at(dir, "make", deadline, make).await
+}
+
+/// Whether both are one directory, by whatever links; the second need not be there.
+async fn is_same(first: &Path, second: &Path, deadline: Option<Instant>) -> Result<bool> {
+    if first == second {
+        return Ok(true);
+    }
+    let other = second.to_owned();
+    let compare = move |first: &Path| {
+        let place = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+        Ok(place(&other).is_ok_and(|other| place(first).is_ok_and(|first| first == other)))
+    };
+    look_at(first, "look at", deadline, compare).await
 }
 
 /// Set as long as a checkpoint is under way that ends the container.
@@ -189,8 +210,9 @@ impl Container {
         self.takes_checkpoint()?;
         let asked = if options.image_path.is_empty() { path } else { &options.image_path };
         let image = absolute("image path", asked)?;
-        let work = Work::new(&options.work_path, &self.bundle)?;
-        make_dir(&image)?;
+        let copy = if path.is_empty() { image.clone() } else { absolute("checkpoint path", path)? };
+        let work = Work::new(&options.work_path, &self.bundle, deadline).await?;
+        make_dir(&image, deadline).await?;
         let outside = self.init.io().map_or(Ok(Vec::new()), |io| io.outside())?;
         self.leaving.set(options.exit);
         let leaving = Leaving(self);
@@ -198,7 +220,7 @@ impl Container {
         let criu: String = outside.iter().map(OutsideFile::external).collect();
         let call = self.call(deadline);
         self.runtime.checkpoint(&call, checkpoint, &criu).await?;
-        Record { options, outside }.save(&image)?;
+        Record { options, outside }.save(&image, deadline).await?;
         work.done();
         // It may have ended some other way by now, and nothing may follow the news of that.
         if self.init.state().exit().is_none() {
@@ -206,8 +228,8 @@ impl Container {
             self.shared.events.queue(Event::Checkpointed { id, image });
         }
         // Later, as it may take longer than the news of the end can wait.
-        if !path.is_empty() && Path::new(path) != image {
-            self.copy(&image, Path::new(path), &call).await?;
+        if !is_same(&image, &copy, deadline).await? {
+            self.copy(&image, &copy, &call).await?;
         }
         drop(leaving);
         Ok(())
@@ -265,8 +287,10 @@ impl Container {
         in_pod()?;
         let pid_file = self.bundle.init_pid_file();
         let _ = fs::remove_file(&pid_file); // a stale one must not be taken for this run's
-        let Record { options, outside } = Record::load(&image.dir)?;
-        let work = Work::new(&image.work, &self.bundle)?;
+        let load = |image: &Path| Ok(Record::load(image));
+        let record = look_at(&image.dir, "read", call.deadline, load).await??;
+        let Record { options, outside } = record;
+        let work = Work::new(&image.work, &self.bundle, call.deadline).await?;
         let checkpoint = Checkpoint { image: &image.dir, work: &work.dir, options: &options };
         let criu: String = outside.iter().map(OutsideFile::inherit).collect();
         let mut streams = self.streams;
@@ -317,7 +341,7 @@ mod tests {
         type Make = fn(&Path);
         let cases: [(&str, Make, Option<&str>); 8] = [
             ("none", |_| {}, None),
-            ("berth's", |path| Record::default().save(&path.with_file_name("")).unwrap(), None),
+            ("berth's", |path| fs::write(path, "{\"outside\": []}").unwrap(), None),
             ("no JSON", |path| fs::write(path, "{").unwrap(), Some("EOF")),
             ("too long", |path| fs::write(path, vec![b' '; 65_537]).unwrap(), Some("65536")),
             ("a FIFO", |path| mkfifo(path, Mode::S_IRWXU).unwrap(), Some("regular")),

@@ -153,7 +153,7 @@ impl Containers {
         let kind = Kind::of(&spec.annotations)?;
         let mut reservation = self.reserve(&id, &kind)?;
         stdio.check()?;
-        let image = Image::asked(&checkpoint, &options)?;
+        let image = Image::asked(&checkpoint, &options, deadline).await?;
         let (config, Resolved { runtime, guest, rootless }, options) = self
             .decide(&spec, options)
             .inspect_err(|error| log::warn!("container of pod {:?}: {error}", self.group))?;

@@ -22,7 +22,7 @@ const MEMORY: [&str; 3] = ["/run", "/var/run", "/dev"];
 /// # Errors
 /// [`Error::Io`] says that `action` failed; [`Error::Deadline`]. The thread is left behind then, and what
 /// it returns is dropped.
-pub(super) async fn at<T: Send + 'static>(
+pub(crate) async fn at<T: Send + 'static>(
     path: &Path,
     action: &'static str,
     deadline: Option<Instant>,

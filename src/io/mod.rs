@@ -45,6 +45,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::console::{ConsoleSocket, remove_leftovers};
 pub(crate) use self::holders::Undrained;
+pub(crate) use self::look::at as look_at;
 pub(crate) use self::outside::OutsideFile;
 pub(crate) use self::process::{ProcessIo, TerminalIo};
 pub(crate) use self::spill::unnamed as unnamed_file;
