@@ -41,7 +41,8 @@ use crate::wire;
 /// How long containerd may take to accept one event, as the Go shim has it; doubled each time that it
 /// takes longer, so that one that is slow, but answers, does not get the same event for ever.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
-const LAST_TIMEOUT: Duration = Duration::from_secs(60);
+/// A containerd that is stopped for long reads each of these tries when it goes on, so they are few.
+const LAST_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pause before the first repetition; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const SECOND_PAUSE: Duration = Duration::from_millis(40);

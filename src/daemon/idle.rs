@@ -65,7 +65,7 @@ impl Watch {
                     return self.containers.end_lost().await;
                 }
                 since = Instant::now();
-            } else {
+            } else if self.events.waiting() == 0 {
                 grace = (grace * 2).min(LONGEST);
             }
         }
