@@ -21,16 +21,16 @@ impl Cgroup {
     /// [`Error::Io`] if the kernel does not say it.
     pub(crate) fn is_frozen(&self) -> Result<bool> {
         let mut reader = Reader::new();
-        let mut says = |path: &Path, line: &str| -> Result<bool> {
+        let mut says = |path: &Path, lines: &[&str]| -> Result<bool> {
             let text = reader.list(path).map_err(Error::io("read", path))?;
-            Ok(text.is_some_and(|text| text.lines().any(|found| found == line)))
+            Ok(text.is_some_and(|text| text.lines().any(|found| lines.contains(&found))))
         };
         if let Some(dir) = self.controller("freezer") {
-            let state = dir.join("freezer.state");
-            return Ok(says(&state, "FROZEN")? || says(&state, "FREEZING")?);
+            return says(&dir.join("freezer.state"), &["FROZEN", "FREEZING"]);
         }
         let Some(dir) = &self.v2 else { return Ok(false) };
-        Ok(says(&dir.join("cgroup.freeze"), "1")? || says(&dir.join("cgroup.events"), "frozen 1")?)
+        Ok(says(&dir.join("cgroup.freeze"), &["1"])?
+            || says(&dir.join("cgroup.events"), &["frozen 1"])?)
     }
 
     /// Lets its processes run, those that a part of it keeps frozen excepted.

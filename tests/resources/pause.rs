@@ -71,7 +71,7 @@ fn nothing_is_executed_in_a_paused_container() {
         paused.join().unwrap();
     });
     assert_eq!(status(&shim), Status::PAUSED);
-    assert!(is_frozen(&host));
+    eventually("the kernel to freeze it", || is_frozen(&host).then_some(()));
     refuses_execs(&shim, "paused");
     shim.resume("c").unwrap();
     assert_eq!(status(&shim), Status::RUNNING);
@@ -102,7 +102,7 @@ fn a_pause_lets_an_exec_that_is_under_way_begin() {
         let started = scope.spawn(|| shim.exec_run("c", "e", "exit 6").unwrap());
         eventually("the exec", || host.script().calls().contains(&"exec".to_owned()).then_some(()));
         shim.pause("c").unwrap();
-        assert!(is_frozen(&host));
+        eventually("the kernel to freeze it", || is_frozen(&host).then_some(()));
         started.join().unwrap();
     });
     shim.resume("c").unwrap();
@@ -160,7 +160,7 @@ fn other_signals_reach_a_paused_container_when_it_goes_on() {
     eventually("the program", || (shim.pids("c").unwrap().len() == 2).then_some(()));
     shim.pause("c").unwrap();
     shim.kill("c", "", libc::SIGTERM).unwrap();
-    assert!(is_frozen(&host));
+    eventually("the kernel to freeze it", || is_frozen(&host).then_some(()));
     assert_eq!(status(&shim), Status::PAUSED);
     shim.resume("c").unwrap();
     assert_eq!(shim.wait("c", "").unwrap().exit_status, 143);
