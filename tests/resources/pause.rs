@@ -107,6 +107,7 @@ fn a_pause_lets_an_exec_that_is_under_way_begin() {
     });
     shim.resume("c").unwrap();
     assert_eq!(shim.reap("c", "e"), 6);
+    host.sink.wait_for("exit c/e 6");
     let events = host.sink.of("c");
     let at = |line: &str| events.iter().position(|found| found == line);
     assert!(at("exec-started c/e") < at("paused c"), "{events:?}");
