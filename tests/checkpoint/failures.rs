@@ -8,7 +8,7 @@ use containerd_shim_protos::api::Status;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 
 use super::super::support::{Code, Host, Shim, Spec};
-use super::{COUNTER, counts, criu, exit, host_with, image, restoring};
+use super::{COUNTER, counting, criu, exit, host_with, image, restoring};
 
 /// A directory with nothing but `programs`.
 fn programs(host: &Host, programs: &[&str]) -> PathBuf {
@@ -153,13 +153,7 @@ fn a_runtime_without_checkpoints_is_named() {
 fn criu_has_its_say_when_a_restore_fails() {
     let Some(criu) = criu() else { return };
     let host = host_with(&criu);
-    let shim = host.start("c", Spec::sh(COUNTER));
-    let streams = host.streams("c", [false, true, true]);
-    let mut request = shim.request("c");
-    streams.to_create(&mut request);
-    shim.create(&request).unwrap();
-    shim.start("c", "").unwrap();
-    counts(&streams, 2);
+    let (shim, _streams) = counting(&host);
     let image = image(&host, "image");
     shim.checkpoint("c", &image, &exit()).unwrap();
     shim.reap("c", "");
