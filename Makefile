@@ -43,7 +43,7 @@ check: ## format, lints, licences
 
 test: ## every test, with real containerds; as root; installs what is missing
 	@packaging/setup.sh test
-	cargo test --locked -- --test-threads=4 # most of the time they wait
+	tests/again.sh --test-threads=4 # most of the time they wait
 	cargo test --locked --test containerd -- $(TEST)
 	cargo test --locked --test cgroup2
 
