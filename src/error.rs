@@ -43,7 +43,7 @@ pub(crate) enum Error {
     /// A checkpoint or restore where CRIU is not there: what is missing, and what to do.
     #[error("CRIU, which makes and restores checkpoints, cannot be used: {0}")]
     NoCriu(String),
-    /// The OCI runtime refused; its own words are in `message`, unchanged.
+    /// The OCI runtime refused; its own words are in `message`, but for what nobody can read.
     #[error("`{runtime} {command}` failed ({status}): {message}")]
     Runtime { runtime: String, command: &'static str, status: String, message: String },
     /// A step that outlived its deadline and was ended.

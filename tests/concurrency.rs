@@ -64,11 +64,11 @@ fn twenty_containers_of_a_pod_at_once() {
 }
 
 /// A command that hangs, the call that runs it, and how the container goes on afterwards.
-struct Hang {
-    command: &'static str,
-    before: fn(&Shim<'_>),
-    call: fn(&Shim<'_>) -> Answer<()>,
-    after: fn(&Shim<'_>),
+pub(crate) struct Hang {
+    pub(crate) command: &'static str,
+    pub(crate) before: fn(&Shim<'_>),
+    pub(crate) call: fn(&Shim<'_>) -> Answer<()>,
+    pub(crate) after: fn(&Shim<'_>),
 }
 
 fn run(shim: &Shim<'_>) {
@@ -85,7 +85,7 @@ fn remove(shim: &Shim<'_>) {
     assert_eq!(shim.remove("c"), 137);
 }
 
-const HANGS: [Hang; 8] = [
+pub(crate) const HANGS: [Hang; 8] = [
     Hang {
         command: "create",
         before: |_| {},
@@ -194,7 +194,7 @@ fn check(hang: &Hang) {
 }
 
 /// Everything that reads a snapshot answers in 100 ms (the best of five, for loaded machines).
-fn others_answer_at_once(shim: &Shim<'_>, command: &str) {
+pub(crate) fn others_answer_at_once(shim: &Shim<'_>, command: &str) {
     let calls: [(&str, &dyn Fn()); 7] = [
         ("State", &|| drop(shim.state("pod", "").unwrap())),
         ("Stats", &|| drop(shim.stats("pod").unwrap())),

@@ -18,6 +18,7 @@ mod daemon;
 mod delete;
 mod events;
 mod exec;
+mod faults;
 mod io;
 mod journal;
 mod logfile;

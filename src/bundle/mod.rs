@@ -10,7 +10,7 @@ pub(crate) use spec::{RESERVED, Spec};
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,8 @@ use crate::runtime::Runtime;
 const STATE: &str = "berth.json";
 /// The version of [`State`] that this build writes. A reader takes what it knows of any version.
 const STATE_VERSION: u32 = 1;
+/// What is read of a pid file, in bytes: more than any pid and its end of line.
+const PID_LIMIT: u64 = 32;
 
 /// The fields of config.json, as they are written.
 type Config = BTreeMap<String, Box<RawValue>>;
@@ -212,7 +214,11 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
 /// # Errors
 /// [`Error::Io`] if it is missing or holds no pid.
 pub(crate) fn read_pid(path: &Path) -> Result<Pid> {
-    let text = fs::read_to_string(path).map_err(Error::io("read the runtime's pid file", path))?;
+    let mut text = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(PID_LIMIT).read_to_end(&mut text))
+        .map_err(Error::io("read the runtime's pid file", path))?;
+    let text = String::from_utf8_lossy(&text);
     text.trim().parse().ok().and_then(Pid::new).ok_or_else(|| Error::Io {
         action: "use the runtime's pid file",
         path: path.to_owned(),

@@ -2,7 +2,7 @@
 //! runtime's text is matched.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -10,8 +10,11 @@ use serde::Deserialize;
 use crate::error::Error;
 use crate::ids::ContainerId;
 
-/// What is read of a log; a runtime that fills its log cannot fill our memory.
+/// What is read of a log, from its end, where the reason is; a runtime that fills its log cannot fill our
+/// memory.
 const LOG_LIMIT: u64 = 1024 * 1024;
+/// What is told of a runtime's words, in bytes: their beginning and their end.
+const TOLD: usize = 4096;
 
 /// One record of the runtime's log, written with `--log-format json`.
 #[derive(Deserialize)]
@@ -22,15 +25,36 @@ struct Record {
     msg: String,
 }
 
-/// The runtime's own words: the last error in its log, else what it printed.
+/// The runtime's own words: the last error in its log, else what it printed; no more of them than a
+/// person reads, and nothing that a terminal would obey.
 pub(super) fn message(log: &Path, output: &str) -> String {
-    let logged =
-        File::open(log).ok().and_then(|file| last_error(BufReader::new(file.take(LOG_LIMIT))));
-    match logged {
-        Some(message) => message,
-        None if output.is_empty() => "it gave no reason".into(),
-        None => output.into(),
+    let logged = end_of(log).ok().and_then(|log| last_error(BufReader::new(log)));
+    let words = readable(logged.as_deref().unwrap_or(output));
+    if words.is_empty() { "it gave no reason".into() } else { words }
+}
+
+fn end_of(log: &Path) -> io::Result<impl Read> {
+    let mut file = File::open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_LIMIT)))?;
+    Ok(file.take(LOG_LIMIT))
+}
+
+fn readable(words: &str) -> String {
+    let is_text = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
+    let words: String = words.chars().filter(is_text).collect();
+    let words = words.trim();
+    if words.len() <= TOLD {
+        return words.to_owned();
     }
+    let (mut head, mut tail) = (TOLD / 2, words.len() - TOLD / 2);
+    while !words.is_char_boundary(head) {
+        head -= 1;
+    }
+    while !words.is_char_boundary(tail) {
+        tail += 1;
+    }
+    format!("{} […] {}", &words[..head], &words[tail..])
 }
 
 fn last_error(log: impl BufRead) -> Option<String> {
@@ -161,6 +185,38 @@ mod tests {
         for (name, log, expected) in cases {
             assert_eq!(last_error(log.as_bytes()).as_deref(), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn words_are_readable_and_not_too_many() {
+        let long = format!("{}äö{}", "a".repeat(TOLD), "z".repeat(TOLD));
+        let cut = format!("{} […] {}", "a".repeat(TOLD / 2), "z".repeat(TOLD / 2));
+        let wide = "ä".repeat(TOLD);
+        let narrower = format!("{0} […] {0}", "ä".repeat(TOLD / 4));
+        let shifted = format!("x{wide}");
+        let cases = [
+            ("plain", "runc create failed: x", "runc create failed: x"),
+            ("two lines", " panic: x\n\tgoroutine 1\r\n", "panic: x\n\tgoroutine 1"),
+            ("colours and a bell", "\u{1b}[31mred\u{7}", "[31mred"),
+            ("zeros", "\0\0\0", ""),
+            ("long", &long, &cut),
+            ("of two bytes each", &wide, &narrower),
+        ];
+        for (name, words, expected) in cases {
+            assert_eq!(readable(words), expected, "{name}");
+        }
+        assert!(readable(&shifted).len() <= TOLD + " […] ".len());
+    }
+
+    #[test]
+    fn the_end_of_a_full_log_counts() {
+        let mut log = tempfile::NamedTempFile::new().unwrap();
+        let warning = "{\"level\":\"warning\",\"msg\":\"w\"}\n";
+        let text = warning.repeat(LOG_LIMIT as usize / 20) + "{\"level\":\"error\",\"msg\":\"e\"}";
+        io::Write::write_all(&mut log, text.as_bytes()).unwrap();
+        assert_eq!(message(log.path(), "output"), "e");
+        assert_eq!(message(Path::new("/no/log"), "output"), "output");
+        assert_eq!(message(Path::new("/no/log"), ""), "it gave no reason");
     }
 
     #[test]

@@ -17,6 +17,9 @@ use super::{Api, EventSink, Reader, Script, Shim, Spec, leaks};
 /// Names the directory for hosts where it is not `/run`.
 pub const RUN: &str = "BERTH_TEST_RUN";
 
+/// Names a run of this program in namespaces of its own, where its pid is no name.
+pub const APART: &str = "BERTH_TEST_APART";
+
 /// What the caller of `start` writes to its standard input.
 #[derive(Clone, Debug)]
 pub enum Stdin {
@@ -51,7 +54,8 @@ impl Host {
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // The letter at the end: no tag is the beginning of another one.
-        let tag = format!("bt{}-{}h", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
+        let own = std::env::var(APART).unwrap_or_else(|_| std::process::id().to_string());
+        let tag = format!("bt{own}-{}h", COUNT.fetch_add(1, Ordering::SeqCst));
         let run = std::env::var_os(RUN).unwrap_or_else(|| "/run".into());
         let dir = Path::new(&run).join(&tag);
         fs::create_dir(&dir).unwrap();

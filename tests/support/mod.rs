@@ -23,7 +23,7 @@ pub use events::{EventSink, Mood};
 pub use fields::fields;
 use fifo::writer;
 pub use fifo::{Reader, mkfifo};
-pub use host::{Host, RUN, Stdin};
+pub use host::{APART, Host, RUN, Stdin};
 pub use image::image;
 pub use leaks::processes;
 pub use options::{arguments, generic, of_preset, of_runtime, wrapper};

@@ -8,6 +8,7 @@
 #   late TEXT     does the command, then fails as above
 #   slow SECONDS  waits, then does the command
 #   tired SECONDS does the command, then waits
+#   do TEXT       does TEXT, shell in which `real` is the command and $pid_file its file, then the command
 # and where it holds nothing, the real runtime (`$0.d/real`) does the command.
 # Every call is noted in `$0.d/calls`; its arguments, directory, owners and files of the standard streams
 # umask and environment in `$0.d/last.COMMAND`; its descriptors in `$0.d/files.COMMAND`.
@@ -35,6 +36,8 @@ fail() {
     echo "{\"level\":\"error\",\"msg\":\"$*\",\"time\":\"2026-01-01T00:00:00Z\"}" >>"$log"
     exit 1
 }
+real() { "$(cat "$dir/real")" "$@"; }
+pid_file() { for arg; do [ "$last" != --pid-file ] || echo "$arg"; last=$arg; done; }
 read -r mood text 2>/dev/null <"$dir/$command"
 case $mood in
 hang) sleep 4321 & sleep 4321 ;;
@@ -45,5 +48,6 @@ nopid) exit 0 ;;
 late) "$(cat "$dir/real")" "$@" || exit; fail "$text" ;;
 slow) sleep "$text" ;;
 tired) "$(cat "$dir/real")" "$@" && exec sleep "$text" ;;
+do) pid_file=$(pid_file "$@") && eval "$text" ;;
 esac
 exec "$(cat "$dir/real")" "$@"
