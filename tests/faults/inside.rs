@@ -102,8 +102,10 @@ fn check(spec: &Spec, least: usize, end: End) {
             return assert_works(&host, "c");
         }
     }
+    assert_eq!(shim.wait("c", "").unwrap().exit_status, 137, "{end:?}");
+    let left: Vec<_> = host.processes().into_iter().filter(|p| p.pid != shim.pid()).collect();
+    assert_eq!(left, [], "{end:?}: the end of the container is that of all");
     assert_eq!(shim.reap("c", ""), 137, "{end:?}");
-    eventually("the end of all its processes", || (host.processes().len() == 1).then_some(()));
     assert!(host.cgroups().is_empty() && host.mounts().is_empty(), "{end:?}");
     host.prepare("c", Spec::idle());
     shim.run("c");

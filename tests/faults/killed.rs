@@ -4,6 +4,7 @@
 //! What is expected: `delete` leaves nothing of the container and says how it ended, and a container of
 //! the same name starts. `BERTH_TEST_POINTS=all` kills at every call, in place of some of each request.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -175,15 +176,19 @@ fn check(request: &Request) {
     let all = std::env::var_os("BERTH_TEST_POINTS").is_some();
     // Some of each request: the first, the last, and one in the middle.
     let some = [0, calls.len() / 2, calls.len().saturating_sub(1)];
+    let mut done = BTreeSet::new();
     for index in (0..calls.len()).filter(|index| all || some.contains(index)) {
-        let name = &calls[index];
-        let nth = calls[..=index].iter().filter(|other| *other == name).count();
-        killed(request, &Point::Call(name.clone(), nth));
+        let (_, name) = &calls[index];
+        let nth = calls[..=index].iter().filter(|other| **other == calls[index]).count();
+        if done.insert((name.clone(), nth)) {
+            killed(request, &Point::Call(name.clone(), nth));
+        }
     }
+    eprintln!("killed at {} system calls", done.len());
 }
 
-/// The system calls of a request, in their order.
-fn calls(request: &Request) -> Vec<String> {
+/// The system calls of a request, in their order, each with its thread's number.
+fn calls(request: &Request) -> Vec<(String, String)> {
     let host = scripted();
     let shim = host.start("c", (request.spec)());
     let streams = host.streams("c", [true, true, false]);
@@ -192,23 +197,26 @@ fn calls(request: &Request) -> Vec<String> {
     let strace = attach(shim.pid(), &["-o", trace.to_str().unwrap()]);
     (request.call)(&shim, &shim, &streams).unwrap();
     detach(strace);
-    let calls: Vec<String> =
-        fs::read_to_string(trace).unwrap().lines().filter_map(called).collect();
+    let calls: Vec<_> = fs::read_to_string(trace).unwrap().lines().filter_map(called).collect();
     assert!(calls.len() > 2, "{calls:?}");
     shim.crash();
     host.delete("c");
     calls
 }
 
-/// The name of the call in a line of a trace.
-fn called(line: &str) -> Option<String> {
-    let (name, _) = line.split_once('(')?;
-    name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_').then(|| name.to_owned())
+/// The thread and the name of the call in a line of a trace.
+fn called(line: &str) -> Option<(String, String)> {
+    let (thread, call) = line.split_once(' ')?;
+    let (name, _) = call.trim_start().split_once('(')?;
+    let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    is_name.then(|| (thread.to_owned(), name.to_owned()))
 }
 
 fn attach(pid: i32, arguments: &[&str]) -> Child {
     let mut strace = Command::new("strace");
-    strace.args(["-p", &pid.to_string(), "-e", &format!("trace={CALLS}")]).args(arguments);
+    // With all its threads, and the children that it forks until they are other programs.
+    strace.args(["-f", "--detach-on=execve", "-p", &pid.to_string()]);
+    strace.args(["-e", &format!("trace={CALLS}")]).args(arguments);
     let mut child = strace.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
@@ -240,8 +248,9 @@ fn killed(request: &Request, point: &Point) {
         }
     };
     let answer = (request.call)(&shim.task(), &shim, &streams);
-    if answer.is_ok() && shim.alive() {
-        shim.crash();
+    // The point may be another thread's, which got there without this request.
+    if answer.is_ok() || strace.is_some() {
+        let _ = kill(Pid::from_raw(shim.pid()), Signal::SIGKILL); // it may have ended
     }
     eventually(&format!("the daemon's end: {name}"), || (!shim.alive()).then_some(()));
     if let Some(strace) = strace {
