@@ -13,7 +13,7 @@ use super::{assert_clean, assert_works, remove_bundle};
 use crate::support::{Host, Shim, Spec, eventually, skipped, stock, timed};
 
 /// Shares the PID namespace of the host, where orphans go to the daemon.
-fn in_hosts_namespace(mut spec: Spec) -> Spec {
+pub(super) fn in_hosts_namespace(mut spec: Spec) -> Spec {
     let namespaces = spec.0["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.retain(|namespace| namespace["type"] != "pid");
     spec

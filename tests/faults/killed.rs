@@ -4,7 +4,6 @@
 //! What is expected: `delete` leaves nothing of the container and says how it ended, and a container of
 //! the same name starts. `BERTH_TEST_POINTS=all` kills at every call, in place of some of each request.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -176,19 +175,20 @@ fn check(request: &Request) {
     let all = std::env::var_os("BERTH_TEST_POINTS").is_some();
     // Some of each request: the first, the last, and one in the middle.
     let some = [0, calls.len() / 2, calls.len().saturating_sub(1)];
-    let mut done = BTreeSet::new();
+    let (mut points, mut hits) = (0, 0);
     for index in (0..calls.len()).filter(|index| all || some.contains(index)) {
-        let (_, name) = &calls[index];
         let nth = calls[..=index].iter().filter(|other| **other == calls[index]).count();
-        if done.insert((name.clone(), nth)) {
-            killed(request, &Point::Call(name.clone(), nth));
-        }
+        points += 1;
+        hits += u32::from(killed(request, &Point::Call(calls[index].clone(), nth)));
     }
-    eprintln!("killed at {} system calls", done.len());
+    // Not every request makes the same calls: some come a little earlier or later, or not at all.
+    assert!(hits * 2 > points, "{hits} of {points}");
+    eprintln!("{:?}: killed at {hits} system calls", request.command);
 }
 
-/// The system calls of a request, in their order, each with its thread's number.
-fn calls(request: &Request) -> Vec<(String, String)> {
+/// The system calls of a request in their order, the event loop's: other threads mount and unmount, which
+/// is done at once, just before and behind what the runtime does.
+fn calls(request: &Request) -> Vec<String> {
     let host = scripted();
     let shim = host.start("c", (request.spec)());
     let streams = host.streams("c", [true, true, false]);
@@ -204,19 +204,15 @@ fn calls(request: &Request) -> Vec<(String, String)> {
     calls
 }
 
-/// The thread and the name of the call in a line of a trace.
-fn called(line: &str) -> Option<(String, String)> {
-    let (thread, call) = line.split_once(' ')?;
-    let (name, _) = call.trim_start().split_once('(')?;
-    let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    is_name.then(|| (thread.to_owned(), name.to_owned()))
+/// The name of the call in a line of a trace.
+fn called(line: &str) -> Option<String> {
+    let (name, _) = line.split_once('(')?;
+    name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_').then(|| name.to_owned())
 }
 
 fn attach(pid: i32, arguments: &[&str]) -> Child {
     let mut strace = Command::new("strace");
-    // With all its threads, and the children that it forks until they are other programs.
-    strace.args(["-f", "--detach-on=execve", "-p", &pid.to_string()]);
-    strace.args(["-e", &format!("trace={CALLS}")]).args(arguments);
+    strace.args(["-p", &pid.to_string(), "-e", &format!("trace={CALLS}")]).args(arguments);
     let mut child = strace.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
@@ -230,8 +226,9 @@ fn detach(mut strace: Child) {
     strace.wait().unwrap();
 }
 
-/// Kills the daemon at `point` of the request, or behind its answer if it does not get there.
-fn killed(request: &Request, point: &Point) {
+/// Kills the daemon at `point` of the request, or behind its answer if it does not get there; whether it
+/// did.
+fn killed(request: &Request, point: &Point) -> bool {
     let host = scripted();
     let shim = host.start("c", (request.spec)());
     let streams = host.streams("c", [true, true, false]);
@@ -248,15 +245,15 @@ fn killed(request: &Request, point: &Point) {
         }
     };
     let answer = (request.call)(&shim.task(), &shim, &streams);
-    // The point may be another thread's, which got there without this request.
-    if answer.is_ok() || strace.is_some() {
-        let _ = kill(Pid::from_raw(shim.pid()), Signal::SIGKILL); // it may have ended
+    if answer.is_ok() && shim.alive() {
+        shim.crash();
     }
     eventually(&format!("the daemon's end: {name}"), || (!shim.alive()).then_some(()));
     if let Some(strace) = strace {
         detach(strace);
     }
     expect_nothing(&host, &shim, pid, &name);
+    answer.is_err()
 }
 
 /// What containerd does when it has lost a shim, and what is left then.
