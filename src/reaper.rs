@@ -5,7 +5,7 @@
 //! command that [`Reaper::spawn`] started, a process that a [`Watch`] claimed, or every open watch,
 //! in case the pid is announced only after the process has died.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
@@ -28,12 +28,17 @@ pub(crate) struct Exit {
     pub(crate) status: u32,
     /// When the daemon reaped the process.
     pub(crate) at: SystemTime,
+    /// Its place among all that the daemon has reaped; [`UNSEEN`] if it was not.
+    pub(crate) nth: u64,
 }
+
+/// Behind every exit.
+pub(crate) const UNSEEN: u64 = u64::MAX;
 
 impl Exit {
     /// An exit that nobody saw, as a process killed by SIGKILL would have it, now.
     pub(crate) fn killed() -> Self {
-        Self { status: 137, at: SystemTime::now() }
+        Self { status: 137, at: SystemTime::now(), nth: UNSEEN }
     }
 }
 
@@ -51,6 +56,8 @@ struct Inner {
     /// Those of [`Reaper::spawn_apart`].
     apart: RefCell<HashSet<Pid>>,
     watches: RefCell<Vec<Weak<Early>>>,
+    /// How many exits there were.
+    reaped: Cell<u64>,
 }
 
 /// A child that a claim is open for: its exit arrives at `exit`, once.
@@ -59,6 +66,15 @@ pub(crate) struct Child {
     pub(crate) pid: Pid,
     /// Resolves when the child was reaped.
     pub(crate) exit: oneshot::Receiver<Exit>,
+}
+
+impl Child {
+    /// One that was reaped already.
+    fn ended(pid: Pid, exit: Exit) -> Self {
+        let (sender, receiver) = oneshot::channel();
+        let _ = sender.send(exit); // the other end is here
+        Self { pid, exit: receiver }
+    }
 }
 
 /// Open while a runtime command makes a process, so that an exit before its pid is known is kept.
@@ -82,9 +98,7 @@ impl Reaper {
                 false => child::reap_after(|pid, status| self.end_group(pid, status)),
             };
             match reaped {
-                Ok(Some((pid, status))) => {
-                    self.deliver(pid, Exit { status, at: SystemTime::now() })
-                }
+                Ok(Some((pid, status))) => self.deliver(pid, self.exit(status)),
                 Ok(None) => return,
                 Err(error) => return log::error!("cannot wait for children: {error}"),
             }
@@ -99,9 +113,14 @@ impl Reaper {
             if let Some(status) = child::is_zombie(pid) {
                 self.end_group(pid, status);
                 let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.get()), None);
-                self.deliver(pid, Exit { status, at: SystemTime::now() });
+                self.deliver(pid, self.exit(status));
             }
         }
+    }
+
+    fn exit(&self, status: u32) -> Exit {
+        self.0.reaped.set(self.0.reaped.get() + 1);
+        Exit { status, at: SystemTime::now(), nth: self.0.reaped.get() }
     }
 
     fn deliver(&self, pid: Pid, exit: Exit) {
@@ -149,6 +168,11 @@ impl Reaper {
         }
     }
 
+    /// The [`Exit::nth`] of the last exit so far.
+    pub(crate) fn reaped(&self) -> u64 {
+        self.0.reaped.get()
+    }
+
     /// Opens a watch. Do so before the command runs that makes the process.
     pub(crate) fn watch(&self) -> Watch {
         let early = Rc::new(Early::default());
@@ -166,13 +190,20 @@ impl Reaper {
 impl Watch {
     /// Binds `pid`, which the runtime named: its pidfd and its exit, also one that came before.
     ///
-    /// A living process is bound first: an exit that was kept under the same number is then
-    /// another's. Without a living process and without an exit, the runtime named a stranger.
+    /// The process was there when whoever named it had not been reaped, so the first exit behind `named`,
+    /// the [`Exit::nth`] of that one, is its own, whoever has the number by now. Else a living process is
+    /// bound first: an exit that was kept under the same number is then another's. Without a living
+    /// process and without an exit, the runtime named a stranger.
     ///
     /// # Errors
     /// [`Error::Sys`] if `pid` is no process that this daemon can wait for, or one that is claimed:
     /// whoever has it would never hear of its end.
-    pub(crate) fn claim(self, pid: Pid) -> Result<(Child, Option<OwnedFd>)> {
+    pub(crate) fn claim(self, pid: Pid, named: u64) -> Result<(Child, Option<OwnedFd>)> {
+        let early = self.early.borrow();
+        let mut kept = early.iter().filter(|(early, _)| *early == pid).map(|(_, exit)| *exit);
+        if let Some(exit) = kept.clone().find(|exit| exit.nth > named) {
+            return Ok((Child::ended(pid, exit), None));
+        }
         match pidfd_open(pid) {
             // Between here and the next await nothing is reaped, so the claim is of this process.
             Ok(pidfd) if self.is_free(pid) && child::is_ours(pidfd.as_fd()) => {
@@ -182,16 +213,10 @@ impl Watch {
                 action: "wait for the process that the runtime named",
                 source: io::Error::from_raw_os_error(libc::ECHILD),
             }),
-            Err(error) => {
-                let kept =
-                    self.early.borrow().iter().rev().find(|(early, _)| *early == pid).copied();
-                let Some((_, exit)) = kept else {
-                    return Err(Error::sys("bind the process that the runtime named")(error));
-                };
-                let (sender, receiver) = oneshot::channel();
-                let _ = sender.send(exit);
-                Ok((Child { pid, exit: receiver }, None))
-            }
+            Err(error) => match kept.next_back() {
+                Some(exit) => Ok((Child::ended(pid, exit), None)),
+                None => Err(Error::sys("bind the process that the runtime named")(error)),
+            },
         }
     }
 
@@ -220,7 +245,7 @@ mod tests {
         assert_eq!(reaper.0.watches.borrow().len(), 1);
         let pid = Pid::new(i32::MAX).unwrap();
         reaper.deliver(pid, Exit::killed());
-        assert!(first.claim(pid).is_ok(), "the other one is still told");
+        assert!(first.claim(pid, UNSEEN).is_ok(), "the other one is still told");
         assert_eq!(reaper.0.watches.borrow().len(), 0);
     }
 
@@ -231,11 +256,39 @@ mod tests {
         let streams = [null(), null(), null()];
         let spawned = reaper.spawn(Path::new("/bin/sleep"), &["9"], Path::new("/"), &[], streams);
         let mut child = spawned.unwrap();
-        assert!(reaper.watch().claim(child.pid).is_err());
+        assert!(reaper.watch().claim(child.pid, UNSEEN).is_err());
         child::kill_group(child.pid);
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child.pid.get()), None);
         let exit = Exit::killed();
         reaper.deliver(child.pid, exit);
         assert_eq!(child.exit.try_recv(), Ok(exit));
+    }
+
+    #[test]
+    fn an_exit_is_that_of_the_process_that_was_named() {
+        let living = Pid::new(std::process::id().cast_signed()).unwrap();
+        let gone = Pid::new(i32::MAX).unwrap();
+        // Places and statuses of exits under that pid, the place of whoever named it, and whose it is;
+        // this test is no child of itself, so that it cannot be claimed.
+        let cases: [(_, _, &[(u64, u32)], u64, Option<u32>); 7] = [
+            ("ended behind", gone, &[(5, 1)], 4, Some(1)),
+            ("ended before", gone, &[(3, 1)], 4, Some(1)),
+            ("another before", gone, &[(3, 1), (5, 2)], 4, Some(2)),
+            ("another behind", gone, &[(5, 1), (6, 2)], 4, Some(1)),
+            ("never there", gone, &[], 4, None),
+            ("used again", living, &[(3, 1), (5, 2)], 4, Some(2)),
+            ("lives", living, &[(3, 1)], 4, None),
+        ];
+        for (name, pid, exits, named, expected) in cases {
+            let reaper = Reaper::default();
+            let watch = reaper.watch();
+            for &(nth, status) in exits {
+                reaper.deliver(pid, Exit { status, at: SystemTime::now(), nth });
+            }
+            let claimed = watch.claim(pid, named).ok();
+            let status =
+                claimed.and_then(|(mut child, _)| Some(child.exit.try_recv().ok()?.status));
+            assert_eq!(status, expected, "{name}");
+        }
     }
 }

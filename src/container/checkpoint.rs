@@ -320,7 +320,7 @@ impl Container {
             io
         };
         in_pod()?;
-        let claimed = watch.claim(bundle::read_pid(&pid_file)?)?;
+        let claimed = watch.claim(bundle::read_pid(&pid_file)?, call.ended())?;
         let made = Made::bind(&self.init, claimed, io, &self.bundle, &mut state)?;
         work.done();
         Ok(made)

@@ -376,7 +376,7 @@ async fn make(
         runtime.create(call, &pid_file, None, Some(streams)).await?;
         io
     };
-    let claimed = watch.claim(bundle::read_pid(&pid_file)?)?;
+    let claimed = watch.claim(bundle::read_pid(&pid_file)?, call.ended())?;
     Made::bind(init, claimed, io, record.bundle, &mut record.state)
 }
 

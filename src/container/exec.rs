@@ -102,7 +102,7 @@ impl Container {
             let io = TerminalIo::open(&exec.stdio, &context).await?;
             let socket = ConsoleSocket::bind(self.bundle.dir())?;
             self.runtime.exec(&call, process, pid, Some(socket.path()), None).await?;
-            let (child, pidfd) = watch.claim(bundle::read_pid(pid)?)?;
+            let (child, pidfd) = watch.claim(bundle::read_pid(pid)?, call.ended())?;
             exec.inner_pid.set(self.inner_pid(inner_file.path()));
             let master = receive(socket).await;
             let io = master.and_then(|master| io.attach(master, &context));
@@ -114,7 +114,7 @@ impl Container {
         let (io, child) = ProcessIo::open(&exec.stdio, &context).await?;
         let streams = [child.stdin, child.stdout, child.stderr];
         self.runtime.exec(&call, process, pid, None, Some(streams)).await?;
-        let (child, pidfd) = watch.claim(bundle::read_pid(pid)?)?;
+        let (child, pidfd) = watch.claim(bundle::read_pid(pid)?, call.ended())?;
         exec.inner_pid.set(self.inner_pid(inner_file.path()));
         exec.bind(child.pid, pidfd, io);
         Ok(child)

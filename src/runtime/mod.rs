@@ -9,7 +9,7 @@ pub(crate) mod failure;
 mod output;
 pub(crate) mod table;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::cgroup::Cgroup;
 use crate::config::Deadlines;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Pid};
-use crate::reaper::{Child, Exit, Reaper};
+use crate::reaper::{Child, Exit, Reaper, UNSEEN};
 use crate::runtime::args::Checkpoint;
 use crate::runtime::output::Output;
 use crate::sys::child::{self, Streams};
@@ -72,6 +72,7 @@ pub(crate) struct Call<'a> {
     /// The caller's deadline, where it set one.
     pub(crate) deadline: Option<Instant>,
     stray: RefCell<Option<Cgroup>>,
+    ended: Cell<u64>,
 }
 
 impl<'a> Call<'a> {
@@ -82,12 +83,18 @@ impl<'a> Call<'a> {
         reaper: &'a Reaper,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { id, bundle, reaper, deadline, stray: RefCell::default() }
+        let ended = Cell::new(UNSEEN);
+        Self { id, bundle, reaper, deadline, stray: RefCell::default(), ended }
     }
 
     /// The cgroup that a command had made when it was killed, which the runtime may not know of.
     pub(crate) fn stray(&self) -> Option<Cgroup> {
         self.stray.borrow().clone()
+    }
+
+    /// The [`Exit::nth`] of the last command: what it has named was there until then.
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.get()
     }
 }
 
@@ -248,6 +255,7 @@ impl Runtime {
             call.stray.replace(late.cgroup);
             late.error
         })?;
+        call.ended.set(exit.nth);
         if exit.status == 0 {
             return Ok(());
         }

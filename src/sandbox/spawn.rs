@@ -135,7 +135,7 @@ pub(super) async fn spawn(
         send(&mut lifeline, &plan).await?;
         let answer = receive(&mut lifeline).await?;
         let pid = answer.strip_prefix(PID).and_then(|pid| Pid::new(pid.parse().ok()?));
-        let (child, pidfd) = watch.claim(pid.ok_or_else(|| failed(&answer))?)?;
+        let (child, pidfd) = watch.claim(pid.ok_or_else(|| failed(&answer))?, reaper.reaped())?;
         birth.processes.extend(pidfd);
         settle(child.pid)?;
         send(&mut lifeline, GO).await?;
