@@ -13,8 +13,8 @@
 //!               needs it; log.rs: records -> `log` FIFO
 //! service/      the ttrpc services: decode, call, encode
 //! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
-//!               create.rs, exec.rs, exit.rs: its beginnings and ends; handover.rs: what is left to
-//!               the runtime; pod.rs: the sandbox beside it; idle.rs: who needs the daemon; oom.rs: tells
+//!               create.rs, exec.rs, exit.rs: its beginnings and ends; undo.rs: what is left of a beginning
+//!               that failed; handover.rs: what is left to the runtime; pod.rs: the sandbox beside it; idle.rs: who needs the daemon; oom.rs: tells
 //!               of OOM kills; pause.rs: Pause, Resume; checkpoint.rs: Checkpoint, and Start from one;
 //!               process.rs: id, pid, stdio, state; state.rs: the lifecycle as one pure table
 //! sandbox/      kind.rs: sandbox, pod container or single; sizing.rs: CPUs and memory; pod.rs: how a

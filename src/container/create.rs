@@ -11,16 +11,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::bundle::{self, Bundle, Spec};
-use crate::cgroup::{Cgroup, Removal};
+use crate::cgroup::Cgroup;
 use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, Request};
 use crate::container::checkpoint::Image;
 use crate::container::container::Streams;
 use crate::container::handover::Handover;
 use crate::container::oom::Oom;
 use crate::container::pod::Admission;
+use crate::container::undo::undo;
 use crate::container::{Container, Containers, Process, Slot};
 use crate::error::{Error, Result};
 use crate::events::Event;
@@ -29,13 +30,11 @@ use crate::io::{self, ConsoleSocket, ProcessIo, StdioSpec, TerminalIo};
 use crate::reaper::Child;
 use crate::rootfs::{self, FuseOverlay, Mount, RootfsMount};
 use crate::runtime::table::{self, Resolved};
-use crate::runtime::{self, Call, Runtime, failure};
+use crate::runtime::{self, Call, Runtime};
 use crate::sandbox::kind::Kind;
 use crate::sys::child::start_time;
 use crate::wire::options::RuntimeOptions;
 
-/// How long undoing a failed Create may take on top of it.
-const UNDO: Duration = Duration::from_secs(5);
 /// How long the runtime's terminal may take after the runtime said that the container is made.
 const CONSOLE: Duration = Duration::from_secs(5);
 
@@ -383,30 +382,4 @@ async fn make(
 /// The terminal that the runtime sent over `socket`.
 pub(super) async fn receive(socket: ConsoleSocket) -> Result<OwnedFd> {
     socket.receive(Instant::now() + CONSOLE).await
-}
-
-/// Removes what a runtime may have made of a container before it failed; whether nothing is left
-/// for sure. Failures are expected: most often there is nothing.
-pub(super) async fn undo(runtime: &Runtime, call: &Call<'_>) -> bool {
-    let until = Instant::now() + UNDO;
-    let undo = Call::new(call.id, call.bundle, call.reaper, Some(until));
-    let deleted = match runtime.delete(&undo, true).await {
-        Ok(()) => true,
-        Err(error) => {
-            log::debug!("undoing the failed create of {:?}: {error}", call.id.as_str());
-            matches!(error, Error::Runtime { message, .. } if failure::is_deleted(&message))
-        }
-    };
-    let Some(cgroup) = call.stray() else { return deleted };
-    let gone = async {
-        while cgroup.populated().unwrap_or(false) {
-            let _ = cgroup.kill(); // repeated until nothing is left or the time is over
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let _ = timeout_at(until, gone).await;
-    let removed = cgroup.remove().inspect_err(|error| {
-        log::warn!("cgroup of the failed create of {:?} stays: {error}", call.id.as_str());
-    });
-    deleted && matches!(removed, Ok(Removal::Gone))
 }

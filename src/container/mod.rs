@@ -13,6 +13,7 @@ mod pause;
 mod pod;
 mod process;
 mod state;
+mod undo;
 
 pub(crate) use container::Container;
 pub(crate) use create::Creation;

@@ -5,6 +5,8 @@
 //! container goes on, or another one of its name starts.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -55,6 +57,8 @@ fn check(hang: &Hang) {
         let (answer, took) = timed(|| (hang.call)(&shim));
         host.script().clear(hang.command);
         match answer {
+            // It had ended by the time that the command did.
+            Err(refusal) if hang.command == "kill" && refusal.code == Code::NOT_FOUND => {}
             Err(refusal) => {
                 let said = &refusal.message;
                 assert!(said.contains(hang.command), "{name}: {refusal:?}");
@@ -143,6 +147,43 @@ fn stopped(hang: &Hang) {
 fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Makes the cgroups of container `c`, in shell, as a runtime does that is killed before it has noted down
+/// that there is a container.
+const CGROUPS: &str = "for root in /sys/fs/cgroup /sys/fs/cgroup/*; do [ -e $root/cgroup.procs ] || continue; \
+    mkdir -p $root/berth-test-$BERTH_TEST_TAG/c; [ -d /sys/fs/cgroup/memory ] || break; done; kill -9 $$";
+
+#[test]
+fn cgroups_of_a_create_that_was_killed_are_removed_unless_somebody_is_in_them() {
+    if skipped("what a killed runtime leaves") {
+        return;
+    }
+    let host = scripted();
+    let shim = host.start("c", Spec::idle());
+    host.script().set("create", &format!("do {CGROUPS}"));
+    shim.create_plain("c").unwrap_err();
+    assert_eq!(host.cgroups(), Vec::<PathBuf>::new());
+    // Another one of that name may be another daemon's, of another containerd.
+    let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = stranger.id();
+    let join = CGROUPS.replace(
+        "/c; ",
+        &format!("/c; echo {pid} >$root/berth-test-$BERTH_TEST_TAG/c/cgroup.procs; "),
+    );
+    host.script().set("create", &format!("do {join}"));
+    let (refused, took) = timed(|| shim.create_plain("c"));
+    assert!(refused.is_err() && took < Duration::from_secs(5), "{refused:?} {took:?}");
+    assert_ne!(host.cgroups(), Vec::<PathBuf>::new());
+    assert_eq!(stranger.try_wait().unwrap(), None);
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    host.script().set("create", &format!("do {CGROUPS}"));
+    shim.create_plain("c").unwrap_err();
+    assert_eq!(host.cgroups(), Vec::<PathBuf>::new());
+    host.script().reset();
+    shim.run("c");
+    shim.end();
 }
 
 /// What `delete` runs of the runtime has the same faults.

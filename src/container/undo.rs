@@ -1,0 +1,63 @@
+//! What is left of a Create or a restore that failed.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::cgroup::{Cgroup, Hierarchies, Removal};
+use crate::error::Error;
+use crate::runtime::{Call, Runtime, failure};
+
+/// How long undoing may take on top of what failed.
+const UNDO: Duration = Duration::from_secs(5);
+/// How long processes may take to end that nobody kills: their runtime was killed, which they notice.
+const EMPTY: Duration = Duration::from_secs(1);
+
+/// Removes what a runtime may have made of a container before it failed; whether nothing is left
+/// for sure. Failures are expected: most often there is nothing.
+pub(super) async fn undo(runtime: &Runtime, call: &Call<'_>) -> bool {
+    let until = Instant::now() + UNDO;
+    let undo = Call::new(call.id, call.bundle, call.reaper, Some(until));
+    let deleted = match runtime.delete(&undo, true).await {
+        Ok(()) => true,
+        Err(error) => {
+            log::debug!("undoing the failed create of {:?}: {error}", call.id.as_str());
+            matches!(error, Error::Runtime { message, .. } if failure::is_deleted(&message))
+        }
+    };
+    let (cgroup, kills) = match call.stray() {
+        Some(cgroup) => (Some(cgroup), true),
+        // A runtime that was killed has made it before it noted down for `delete` that there is a container.
+        // What is in there may be another daemon's, of a container with the same path.
+        None => (named_cgroup(call), false),
+    };
+    let Some(cgroup) = cgroup else { return deleted };
+    let until = if kills { until } else { until.min(Instant::now() + EMPTY) };
+    deleted && remove_cgroup(&cgroup, kills, until).await
+}
+
+/// The cgroup that the spec gives to the container alone, if it is there.
+fn named_cgroup(call: &Call<'_>) -> Option<Cgroup> {
+    let path = call.bundle.spec().ok()?.cgroup_path(call.id)?;
+    Hierarchies::read().ok()?.existing(&path)
+}
+
+/// Removes a cgroup once it is empty; whether that came to be in time.
+async fn remove_cgroup(cgroup: &Cgroup, kills: bool, until: Instant) -> bool {
+    loop {
+        let empty = !cgroup.populated().unwrap_or(false);
+        if kills && !empty {
+            let _ = cgroup.kill(); // repeated until nothing is left or the time is over
+        }
+        let failure = match empty.then(|| cgroup.remove()) {
+            Some(Ok(Removal::Gone)) => return true,
+            Some(Err(error)) => error.to_string(),
+            Some(Ok(Removal::Busy)) | None => "processes are in it".into(),
+        };
+        if Instant::now() >= until {
+            log::warn!("a cgroup stays after a create that failed: {failure}");
+            return false;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
