@@ -266,11 +266,12 @@ mod tests {
 
     #[test]
     fn an_exit_is_that_of_the_process_that_was_named() {
-        let living = Pid::new(std::process::id().cast_signed()).unwrap();
+        let living = Pid::new(i32::try_from(std::process::id()).unwrap()).unwrap();
         let gone = Pid::new(i32::MAX).unwrap();
         // Places and statuses of exits under that pid, the place of whoever named it, and whose it is;
         // this test is no child of itself, so that it cannot be claimed.
-        let cases: [(_, _, &[(u64, u32)], u64, Option<u32>); 7] = [
+        type Exits = &'static [(u64, u32)];
+        let cases: [(_, _, Exits, _, _); 7] = [
             ("ended behind", gone, &[(5, 1)], 4, Some(1)),
             ("ended before", gone, &[(3, 1)], 4, Some(1)),
             ("another before", gone, &[(3, 1), (5, 2)], 4, Some(2)),

@@ -120,7 +120,7 @@ fn strike(victim: Victim, shim: &Shim<'_>, pid: &AtomicU32) {
         let pid = pid.load(Ordering::SeqCst);
         let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         if String::from_utf8_lossy(&environ).contains(shim.host().tag()) {
-            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL); // it may have ended
+            let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL); // it may have ended
         }
     }
     if matches!(victim, Victim::Shim | Victim::ShimAndContainer) {
