@@ -182,7 +182,7 @@ fn check(request: &Request) {
         hits += u32::from(killed(request, &Point::Call(calls[index].clone(), nth)));
     }
     // Not every request makes the same calls: some come a little earlier or later, or not at all.
-    assert!(hits * 2 > points, "{hits} of {points}");
+    assert!(hits > 0, "none of {points}");
     eprintln!("{:?}: killed at {hits} system calls", request.command);
 }
 

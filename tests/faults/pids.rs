@@ -151,10 +151,13 @@ fn has_own_limit() -> bool {
 #[test]
 fn among_few_pids_each_process_has_its_own_end() {
     const NAME: &str = "faults::pids::among_few_pids_each_process_has_its_own_end";
-    // The first 300 are not given again, so these are 150, and an exec takes more than ten.
-    const FEW: &str = "echo 450 >/proc/sys/kernel/pid_max || exit";
     const COUNT: u32 = 60;
-    if skipped("a pid is bound to its process") || !has_own_limit() || !is_apart(NAME, &[], FEW) {
+    // The first 300 are not given again, so these are 150, and an exec takes more than ten. crun lets go of
+    // an exec process before it ends itself: where its pid is used again in that time, nobody can tell whose
+    // exit is whose.
+    let pid_max = if Host::new().runtime() == "runc" { 450 } else { 1500 };
+    let few = format!("echo {pid_max} >/proc/sys/kernel/pid_max || exit");
+    if skipped("a pid is bound to its process") || !has_own_limit() || !is_apart(NAME, &[], &few) {
         return;
     }
     // Its orphans are the daemon's, which knows nothing of them and reaps them.
@@ -164,7 +167,7 @@ fn among_few_pids_each_process_has_its_own_end() {
     let shim = host.start("c", in_hosts_namespace(Spec::sh(orphans)));
     shim.run("c");
     let mut strangers: Vec<_> = (0..10).map(|_| Stranger::new()).collect();
-    let mut pids: Vec<u32> = thread::scope(|scope| {
+    let pids: Vec<u32> = thread::scope(|scope| {
         let of = |first: u32| {
             let (task, shim) = (shim.task(), &shim);
             scope.spawn(move || {
@@ -196,8 +199,7 @@ fn among_few_pids_each_process_has_its_own_end() {
         let expected = if n % 3 == 0 { 137 } else { n };
         assert!(last.contains(&format!("exit c/e{n} {expected}")), "{last:?}");
     }
-    pids.sort_unstable();
-    pids.dedup();
-    assert!(pids.len() < COUNT as usize, "no pid was used again: {pids:?}");
+    let of_one_thread = &pids[..pids.len() / 2];
+    assert!(!of_one_thread.is_sorted(), "no pid was used again: {of_one_thread:?}");
     shim.end();
 }

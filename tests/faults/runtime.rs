@@ -200,6 +200,8 @@ fn delete_cleans_up_also_without_the_runtime() {
         host.script().set("delete", &format!("do {shell}"));
         let output = host.run("c", "delete", &Stdin::Nothing);
         assert!(output.status.success(), "{fault}: {output:?}");
+        // What was to kill the command may still sleep.
+        eventually(fault, || host.processes().is_empty().then_some(()));
         super::assert_clean(&host, fault);
         host.script().reset();
         super::remove_bundle(&host, "c");
