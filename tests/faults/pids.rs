@@ -194,10 +194,9 @@ fn among_few_pids_each_process_has_its_own_end() {
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     strangers.iter_mut().for_each(|stranger| stranger.expect_alive("execs"));
-    let last = host.sink.of("c");
     for n in 0..COUNT {
         let expected = if n % 3 == 0 { 137 } else { n };
-        assert!(last.contains(&format!("exit c/e{n} {expected}")), "{last:?}");
+        host.sink.wait_for(&format!("exit c/e{n} {expected}"));
     }
     let of_one_thread = &pids[..pids.len() / 2];
     assert!(!of_one_thread.is_sorted(), "no pid was used again: {of_one_thread:?}");
