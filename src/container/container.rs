@@ -294,6 +294,10 @@ impl Container {
         self.init.finish_io(drain_until(deadline)).await?;
         // containerd hangs up behind the last Delete, also on whoever waits for the answer to a Kill.
         let _ = timeout(KILLS, self.kills.subscribe().wait_for(|count| *count == 0)).await;
+        if self.is_frozen() {
+            // It was dying when it was frozen. runc calls that paused, and would not delete it.
+            self.thaw();
+        }
         match self.runtime.delete(&self.call(deadline), false).await {
             Err(Error::Runtime { message, .. }) if failure::is_deleted(&message) => {}
             result => result?,

@@ -35,6 +35,8 @@ impl Container {
             self.let_die(); // the signal came before the runtime was done
         }
         if self.init.is_dead() {
+            self.thaw(); // what it left could not end, and the runtime takes it for paused
+            self.init.apply(Change::PauseFailed);
             return Err(self.ended("pause"));
         }
         self.frozen.set(self.is_frozen());
@@ -97,11 +99,12 @@ impl Container {
     }
 
     /// Whether the kernel keeps the container's processes from running, as far as one can know.
-    fn is_frozen(&self) -> bool {
+    pub(super) fn is_frozen(&self) -> bool {
         self.cgroup.get().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false))
     }
 
-    fn thaw(&self) {
+    /// Lets go on what a Pause keeps from running, as far as that can be.
+    pub(super) fn thaw(&self) {
         if let Some(Err(error)) = self.cgroup.get().map(crate::cgroup::Cgroup::thaw) {
             log::warn!("cannot thaw {:?}: {error}", self.id.as_str());
         }

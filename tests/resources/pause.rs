@@ -257,3 +257,20 @@ fn a_kill_that_comes_while_a_pause_is_under_way_is_not_lost() {
     shim.reap("c", "");
     shim.stop();
 }
+
+#[test]
+fn a_container_that_was_dying_when_it_was_frozen_can_be_deleted() {
+    if skipped("Delete thaws what a Pause has frozen too late") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    let (file, yes, _) = freezer(&host);
+    shim.kill("c", "", libc::SIGKILL).unwrap();
+    assert_eq!(shim.wait("c", "").unwrap().exit_status, 137);
+    // runc freezes a cgroup without asking whether anything lives there, and then calls it paused.
+    fs::write(file, yes).unwrap();
+    assert_eq!(shim.delete("c", "").unwrap().exit_status, 137);
+    shim.stop();
+}

@@ -9,7 +9,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::ForwardRequest;
-use protobuf::Message;
+use protobuf::well_known_types::timestamp::Timestamp;
+use protobuf::{Message, MessageField};
 use ttrpc::{Request, Response};
 
 use super::within;
@@ -34,6 +35,8 @@ pub struct Event {
     pub line: String,
     pub namespace: String,
     pub pid: u32,
+    /// Seconds and nanoseconds, in those that tell of an end.
+    pub exited_at: Option<(i64, i32)>,
 }
 
 /// An event service on a unix socket; it can go away and come back as containerd does.
@@ -201,18 +204,22 @@ fn decode(forward: &ForwardRequest) -> Event {
     assert!(envelope.timestamp.is_some(), "{envelope:?}");
     let topic = envelope.topic.strip_prefix("/tasks/").expect(&envelope.topic);
     let (kind, value) = (envelope.event.type_url.as_str(), envelope.event.value.as_slice());
-    let (subject, pid) = describe(kind, value);
+    let (subject, pid, exited_at) = describe(kind, value);
     let line = format!("{topic} {subject}");
-    Event { line, namespace: envelope.namespace.clone(), pid }
+    Event { line, namespace: envelope.namespace.clone(), pid, exited_at }
 }
 
-/// The event's subject (and exit status), and its pid.
-fn describe(kind: &str, value: &[u8]) -> (String, u32) {
+/// The event's subject (and exit status), its pid, and when that ended.
+fn describe(kind: &str, value: &[u8]) -> (String, u32, Option<(i64, i32)>) {
     use containerd_shim_protos::events::task::*;
     fn parse<M: Message>(value: &[u8]) -> M {
         M::parse_from_bytes(value).unwrap()
     }
-    match kind.strip_prefix("containerd.events.").expect(kind) {
+    let mut exited_at = None;
+    let mut ended = |at: &MessageField<Timestamp>| {
+        exited_at = at.as_ref().map(|at| (at.seconds, at.nanos));
+    };
+    let (subject, pid) = match kind.strip_prefix("containerd.events.").expect(kind) {
         "TaskCreate" => {
             let event: TaskCreate = parse(value);
             assert!(event.bundle.ends_with(&event.container_id), "{event:?}");
@@ -225,6 +232,7 @@ fn describe(kind: &str, value: &[u8]) -> (String, u32) {
         "TaskExit" => {
             let event: TaskExit = parse(value);
             assert!(event.exited_at.seconds > 0, "{event:?}");
+            ended(&event.exited_at);
             let exec = if event.id == event.container_id { "" } else { &event.id };
             (subject(&event.container_id, exec, Some(event.exit_status)), event.pid)
         }
@@ -232,6 +240,7 @@ fn describe(kind: &str, value: &[u8]) -> (String, u32) {
             let event: TaskDelete = parse(value);
             // One that was to be restored may never have run.
             let ran = event.exited_at.is_some();
+            ended(&event.exited_at);
             assert_eq!((ran, event.pid > 0), (event.exited_at.seconds > 0, ran), "{event:?}");
             (subject(&event.container_id, &event.id, ran.then_some(event.exit_status)), event.pid)
         }
@@ -252,7 +261,8 @@ fn describe(kind: &str, value: &[u8]) -> (String, u32) {
         }
         "TaskOOM" => (parse::<TaskOOM>(value).container_id, 0),
         other => panic!("an event of type {other}"),
-    }
+    };
+    (subject, pid, exited_at)
 }
 
 fn subject(id: &str, exec: &str, status: Option<u32>) -> String {

@@ -19,7 +19,7 @@ mod streams;
 use std::time::{Duration, Instant};
 
 pub use counters::{Counters, Fields, differences, hierarchies};
-pub use events::{EventSink, Mood};
+pub use events::{Event, EventSink, Mood};
 pub use fields::fields;
 use fifo::writer;
 pub use fifo::{Reader, mkfifo};
