@@ -140,6 +140,8 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<(), Box<dyn StdError>> {
     let mut args = args.into_iter();
+    // Runtimes that `delete` and `-info` run get nothing of it; a daemon gets none but its socket.
+    let shed = || sys::process::shed_inheritance().map_err(error::Error::sys("close descriptors"));
     let program = args.next().unwrap_or_else(|| "containerd-shim-berth-v1".into());
     let answer = match cli::parse(args)? {
         Command::Start(flags) => return Ok(start::run(&flags, &program, out)?),
@@ -148,8 +150,8 @@ pub fn run(
             return Ok(daemon::run(flags).inspect_err(|error| ::log::error!("{error}"))?);
         }
         Command::Holder => return Ok(sandbox::holder::run()?),
-        Command::Delete(flags) => delete::run(&flags)?,
-        Command::Info => info::run()?,
+        Command::Delete(flags) => shed().and_then(|()| delete::run(&flags))?,
+        Command::Info => shed().and_then(|()| info::run())?,
         Command::Version => info::version().into_bytes(),
         Command::Help => cli::HELP.into(),
         Command::ConfigShow(query) => config::show(&query)?.into_bytes(),

@@ -1,5 +1,8 @@
 //! What nobody may get at: descriptors, sockets, environment, secrets, and what hostile names do.
 
+mod descriptors;
+mod names;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -83,7 +86,7 @@ fn a_runtime_s_environment_and_umask_are_set() {
         // As a containerd with that umask would.
         let start = host.command("c", "start");
         let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh"]);
+        shell.args(["-c", &format!("umask {umask}; exec 7</etc/passwd; exec \"$@\""), "sh"]);
         shell.arg(start.get_program()).args(start.get_args());
         shell.current_dir(host.bundle("c"));
         for (name, value) in start.get_envs() {
@@ -95,6 +98,7 @@ fn a_runtime_s_environment_and_umask_are_set() {
         let shim = host.attach("c", &crate::support::Stdin::Nothing);
         assert_eq!(shim.address(), socket.trim(), "the daemon that was started so");
         shim.run("c");
+        assert!(!shim.descriptors().contains(&"/etc/passwd".to_owned()), "what containerd leaked");
         for command in ["create", "start"] {
             let told = host.script().last(command);
             let has = |name: &str| told.iter().any(|line| line.starts_with(&format!("{name}=")));
@@ -181,13 +185,29 @@ fn no_link_in_a_rootfs_leads_out_of_it() {
 #[test]
 fn secrets_in_an_environment_stay_out_of_the_log() {
     const SECRET: &str = "hunter2-correct-horse";
-    let host = Host::scripted();
+    let host = Host::scripted().with_env("DAEMONS", &format!("{SECRET}-daemon"));
+    let host = host.with_env("BERTH_LOG_LEVEL", "trace");
+    let (script, root) = (host.runtime(), host.root());
+    let host = host.configured(&format!(
+        "default_runtime = \"own\"\n[runtimes.own]\npath = {script:?}\nroot = {root:?}\n\
+         [runtimes.own.env]\nCONFIGURED = \"{SECRET}-configured\"\n"
+    ));
     let env = json!(["PATH=/bin", format!("PASSWORD={SECRET}")]);
     let shim = host.start("c", Spec::idle().set("/process/env", env.clone()));
     host.script().set("create", "fail on purpose");
-    shim.create_plain("c").unwrap_err();
+    let mut request = shim.request("c");
+    request.options = None.into();
+    shim.create(&request).unwrap_err();
+    if !skipped("the configuration's environment") {
+        let told = host.script().last("create");
+        for name in ["DAEMONS", "CONFIGURED"] {
+            let is_there = told.iter().any(|line| line.starts_with(&format!("{name}={SECRET}")));
+            assert!(is_there, "{name} does not reach the runtime: {told:?}");
+        }
+    }
     host.script().clear("create");
-    shim.run("c");
+    shim.create(&request).unwrap();
+    shim.start("c", "").unwrap();
     let process = json!({
         "user": {"uid": 0, "gid": 0}, "args": ["true", SECRET], "cwd": "/", "env": env,
     });
@@ -215,4 +235,73 @@ fn secrets_in_an_environment_stay_out_of_the_log() {
     let files = host.files("c");
     assert!(!files.iter().any(|name| name.contains("process")), "{files:?}");
     shim.stop();
+}
+
+#[test]
+fn sockets_and_directories_are_closed_to_others() {
+    let host = Host::new();
+    host.prepare("c", Spec::idle());
+    let shim = host.attach("c", &crate::support::Stdin::Bootstrap);
+    let socket = Path::new(shim.address().trim_start_matches("unix://")).to_owned();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&socket), 0o600);
+    if !skipped("the bootstrap message names the directory") {
+        assert_eq!(socket.parent().unwrap(), host.dir().join("s"), "as it was asked for");
+        assert_eq!(mode(socket.parent().unwrap()), 0o700, "made by berth");
+    }
+    let refused = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "test", "-e"])
+        .arg(&socket)
+        .status();
+    assert!(!refused.unwrap().success(), "another uid sees the socket");
+    shim.run("c");
+    shim.end();
+}
+
+#[test]
+fn a_container_gains_rights_as_its_spec_says() {
+    // The daemon's own `no_new_privs` would be every container's, and end setuid programs in them.
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    let of = |pid: &dyn std::fmt::Display| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("NoNewPrivs:\t"));
+        line.unwrap().to_owned()
+    };
+    assert_eq!(of(&shim.pid()), "0", "the daemon");
+    for (no_new_privileges, expected) in [(false, "0"), (true, "1")] {
+        let spec = Spec::idle().set("/process/noNewPrivileges", json!(no_new_privileges));
+        host.prepare("c", spec);
+        let pid = shim.run("c");
+        assert_eq!(of(&pid), expected, "noNewPrivileges: {no_new_privileges}");
+        shim.remove("c");
+    }
+    shim.stop();
+}
+
+#[test]
+fn unsafe_code_is_in_sys_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    for lint in ["unsafe_code = \"deny\"", "undocumented_unsafe_blocks = \"deny\""] {
+        assert!(manifest.contains(lint), "{lint}");
+    }
+    let mut dirs = vec![root.join("src")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.extend((path != root.join("src/sys")).then_some(path));
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let found: Vec<_> = code.filter(|line| line.contains("unsafe")).collect();
+            // The one exception, for the module itself.
+            let sys = "#[expect(unsafe_code, reason = ";
+            let right =
+                found.iter().all(|line| line.starts_with(sys) && path.ends_with("src/lib.rs"));
+            assert!(right && found.len() <= 1, "{}: {found:?}", path.display());
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Processes: the daemon's birth.
+//! Processes: the daemon's birth, and what it and others inherit.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::stat::{Mode, umask};
 
 /// The number under which the daemon finds its listening socket.
 const LISTENER: RawFd = 3;
@@ -64,6 +65,13 @@ fn become_daemon(listener: RawFd) -> io::Result<()> {
         check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
     }
     Ok(())
+}
+
+/// What this process starts from now on gets 0, 1 and 2 and no other descriptor that it was born with, and
+/// makes files that their owner alone can write, whatever its own caller's habits are.
+pub(crate) fn shed_inheritance() -> io::Result<()> {
+    umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    close_on_exec_above(libc::STDERR_FILENO)
 }
 
 /// Descriptors above `last` end at exec, also those that the caller's caller leaked to us.
