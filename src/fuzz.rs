@@ -89,6 +89,11 @@ pub fn stdio_uri(data: &[u8]) {
     io::fuzz::uri(&String::from_utf8_lossy(data));
 }
 
+/// The start of a logger: the version, its URI's query, a line's end, its word.
+pub fn logger(data: &[u8]) {
+    io::fuzz::logger(data);
+}
+
 /// Output of a process, on its way into log files.
 pub fn output(data: &[u8]) {
     io::fuzz::records(data);
@@ -111,12 +116,13 @@ mod tests {
     #[test]
     fn samples_and_past_findings_hold() {
         type Target = fn(&[u8]);
-        let targets: [(&str, Target); 11] = [
+        let targets: [(&str, Target); 12] = [
             ("annotations", annotations),
             ("bootstrap", bootstrap),
             ("cgroup_files", cgroup_files),
             ("configuration", configuration),
             ("frames", frames),
+            ("logger", logger),
             ("mount_options", mount_options),
             ("options", options),
             ("output", output),

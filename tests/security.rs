@@ -305,3 +305,29 @@ fn unsafe_code_is_in_sys_alone() {
         }
     }
 }
+
+/// Every `.rs` file below `dir`, as one text.
+fn sources(dir: &Path) -> String {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let text = |path: std::path::PathBuf| match path.is_dir() {
+        true => sources(&path),
+        false if path.extension().is_some_and(|end| end == "rs") => {
+            fs::read_to_string(path).unwrap()
+        }
+        false => String::new(),
+    };
+    entries.map(text).collect()
+}
+
+#[test]
+fn what_the_security_page_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("packaging/SECURITY.md")).unwrap();
+    let all = sources(&root.join("src")) + &sources(&root.join("tests"));
+    let quoted = page.split('`').skip(1).step_by(2);
+    let tests: Vec<_> = quoted.filter(|name| name.matches('_').count() > 2).collect();
+    assert!(tests.len() > 15, "{tests:?}");
+    for name in tests {
+        assert!(all.contains(&format!("fn {name}()")), "there is no test {name}");
+    }
+}

@@ -274,6 +274,19 @@ async fn first_byte(pipe: &Ready) -> io::Result<bool> {
     }
 }
 
+/// Whether a logger that writes `said` to its descriptor 5 and closes it has said that it is ready.
+#[cfg(any(test, fuzzing))]
+pub(super) fn says_ready(said: &[u8]) -> io::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let (ready, says) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let ready = Ready::register(Rc::new(ready), Interest::READABLE)?;
+        let _ = nix::unistd::write(&says, said); // as much as there is room for
+        drop(says);
+        first_byte(&ready).await
+    })
+}
+
 /// Resolves when nobody can write to a pipe any more.
 async fn hung_up(feed: &Feed) {
     while !state(feed).contains(PollFlags::POLLHUP) {

@@ -301,6 +301,7 @@ fn a_target_is_found_inside_the_rootfs_only() {
     bundle.directories(&["root/data", "root/x", "outside", "other"]);
     symlink(bundle.path("outside"), bundle.path("root/absolute")).unwrap();
     symlink("../../../../x", bundle.path("root/data/up")).unwrap();
+    symlink("/proc/self/root", bundle.path("root/magic")).unwrap();
     let base = a_mount("bind", &bundle.text("root"), "", &["rbind", "rw"]);
     let cases = [
         ("a directory", "data", Some("data")),
@@ -308,6 +309,8 @@ fn a_target_is_found_inside_the_rootfs_only() {
         ("dots", "../../data/../x", Some("x")),
         ("a link that climbs", "data/up", Some("x")),
         ("a link to a path outside", "absolute", None),
+        ("a link of /proc", "magic", None),
+        ("beyond a link of /proc", "magic/tmp", None),
         ("nothing there", "missing", None),
     ];
     for (name, target, place) in cases {

@@ -1,4 +1,19 @@
 //! Threads for system calls that block or that change the calling thread.
+//!
+//! State is the event loop's alone, and `Send` keeps it there: its `Rc`s and `Cell`s cannot be moved here.
+//! What a thread works on is moved to it and comes back through a channel, once ([`blocking`], [`apart`]) or
+//! word by word (`io/drain.rs`). Beside that there is, in the whole daemon:
+//!
+//! - a flag that only ever goes from false to true, written before the eventfd that wakes its reader
+//!   (`io/drain.rs`): who is woken sees it, and who is not looks before the next step;
+//! - files in an `Arc` that are read and written at offsets that are given (`events/store.rs`,
+//!   `io/spill.rs`): there is no cursor to share, a part is read only after the channel has said that it was
+//!   written, and there is one write at a time;
+//! - the log's state behind a mutex, which nobody waits for (`log.rs`), and a counter for names
+//!   (`runtime/output.rs`).
+//!
+//! No two of these depend on each other, so there is no order of steps that a model checker could find
+//! wrong beyond those of the channels, which are tokio's.
 
 use std::io;
 use std::sync::Once;
