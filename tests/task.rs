@@ -123,6 +123,7 @@ fn refusals_have_the_codes_that_clients_branch_on() {
             |s| s.checkpoint("c", "", &Default::default()),
             Code::INVALID_ARGUMENT,
         ),
+        ("Kill with no signal", |s| s.kill("c", "", 99), Code::INVALID_ARGUMENT),
         ("a path as id", |s| s.create_plain("../c").map(drop), Code::INVALID_ARGUMENT),
         ("no id", |s| s.create_plain("").map(drop), Code::INVALID_ARGUMENT),
         ("a path as exec id", |s| s.exec(&s.exec_request("c", "../e", "")), Code::INVALID_ARGUMENT),

@@ -163,7 +163,8 @@ impl Container {
     /// it goes on.
     ///
     /// # Errors
-    /// [`Error::Finished`] if there is nothing left to signal; as the runtime says.
+    /// [`Error::Finished`] if there is nothing left to signal; [`Error::Invalid`] for a number that is no
+    /// signal; as the runtime says.
     pub(crate) async fn kill(
         &self,
         signal: u32,
@@ -172,6 +173,10 @@ impl Container {
     ) -> Result<()> {
         if self.init.is_dead() {
             return Err(Error::Finished { id: self.id.to_string() });
+        }
+        if !i32::try_from(signal).is_ok_and(|signal| signal <= libc::SIGRTMAX()) {
+            // crun 1.8 freezes the container before it sees that, and leaves it so.
+            return Err(Error::Invalid(format!("{signal} is no signal")));
         }
         let _under_way = UnderWay::begin(&self.kills);
         // As an ordinary user's containers may have none, runc refuses, and crun 1.8 goes for the

@@ -135,9 +135,6 @@ impl Model {
             Call::Exec(_) => when(!container.execs.contains_key(exec), Code::ALREADY_EXISTS),
             Call::Kill(..) if is(At::Stopped) => MISSING,
             Call::Kill(..) if !exec.is_empty() && is(At::Created) => STATE,
-            // To all of them runc sends what it can.
-            Call::Kill(99, true) if self.is_real => return vec![RUNTIME, DONE],
-            Call::Kill(99, _) if exec.is_empty() => RUNTIME,
             Call::Kill(signal, _) => when(signal != 99, INVALID),
             Call::Pause => when(init.at == At::Running, STATE),
             Call::Resume => when(init.at == At::Paused, STATE),
