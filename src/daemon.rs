@@ -23,12 +23,12 @@ use crate::container::{Containers, Need};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::ids::Namespace;
+use crate::ready::Ready;
 use crate::reaper::Reaper;
 use crate::rpc::server::{InFlight, serve};
 use crate::service::Services;
 use crate::socket::Own;
 use crate::sys::child::raise_file_limit;
-use crate::sys::ready::Ready;
 use crate::{socket, start};
 
 /// How long events may take to reach containerd once the last container is gone.
@@ -75,7 +75,7 @@ async fn life(
     path: PathBuf,
     signals: SignalFd,
 ) -> Result<()> {
-    let events = Events::new(namespace.clone(), PathBuf::from("."));
+    let events = Events::new(namespace.clone());
     // A process with all its streams takes seven descriptors, and the usual limit is 1024.
     let files = raise_file_limit()
         .inspect_err(|error| log::warn!("cannot raise the limit of open files: {error}"));

@@ -49,6 +49,15 @@ pub(crate) enum Error {
     /// A step that outlived its deadline and was ended.
     #[error("{what} did not end within {} s", limit.as_secs_f32())]
     Deadline { what: String, limit: Duration },
+    /// What was asked for before, of the same kind, has not come to its end.
+    #[error(
+        "cannot {action} {}: {looks} others hang that were tried before, as on a dead network mount",
+        path.display()
+    )]
+    Hangs { action: &'static str, path: PathBuf, looks: usize },
+    /// A Create of that id is still under way.
+    #[error("container {id:?} is being created by an earlier call, {progress}")]
+    Creating { id: String, progress: String },
     /// A system call on a file failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
@@ -106,7 +115,7 @@ impl Error {
             Self::Invalid(_) | Self::Config(_) => Code::INVALID_ARGUMENT,
             Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::NotFound { .. } | Self::Finished { .. } => Code::NOT_FOUND,
-            Self::Exists { .. } => Code::ALREADY_EXISTS,
+            Self::Exists { .. } | Self::Creating { .. } => Code::ALREADY_EXISTS,
             Self::State { .. }
             | Self::NoRuntime { .. }
             | Self::NoCriu(_)
@@ -116,7 +125,7 @@ impl Error {
             Self::Io { .. } | Self::Mount { .. } | Self::Sys { .. } => Code::INTERNAL,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
             Self::ShuttingDown => Code::UNAVAILABLE,
-            Self::Full { .. } | Self::TooLarge(_) => Code::RESOURCE_EXHAUSTED,
+            Self::Full { .. } | Self::Hangs { .. } | Self::TooLarge(_) => Code::RESOURCE_EXHAUSTED,
             Self::Remote { code, .. } => *code,
         }
     }

@@ -97,9 +97,22 @@ impl Event {
 #[derive(Clone)]
 pub(crate) struct Events(Rc<Journal>);
 
+/// A bundle that the journal may write to, until this is dropped.
+#[must_use = "dropping it takes the place away"]
+pub(crate) struct Place {
+    journal: Rc<Journal>,
+    place: Rc<PathBuf>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.journal.places.borrow_mut().retain(|place| !Rc::ptr_eq(place, &self.place));
+    }
+}
+
 struct Journal {
     namespace: Namespace,
-    bundle: PathBuf,
+    places: RefCell<Vec<Rc<PathBuf>>>,
     store: RefCell<Store>,
     queued: Notify,
     overflows: Notify,
@@ -107,17 +120,24 @@ struct Journal {
 }
 
 impl Events {
-    /// An empty journal for the tasks of one containerd namespace, which may write to the work
-    /// directory of `bundle`.
-    pub(crate) fn new(namespace: Namespace, bundle: PathBuf) -> Self {
+    /// An empty journal for the tasks of one containerd namespace.
+    pub(crate) fn new(namespace: Namespace) -> Self {
         Self(Rc::new(Journal {
             namespace,
-            bundle,
+            // The daemon's own directory, as long as somebody has it.
+            places: RefCell::new(vec![Rc::new(PathBuf::from("."))]),
             store: RefCell::default(),
             queued: Notify::new(),
             overflows: Notify::new(),
             empty: Notify::new(),
         }))
+    }
+
+    /// Lets what is too much for memory go to the work directory of `bundle`, as long as the guard lives.
+    pub(crate) fn may_use(&self, bundle: PathBuf) -> Place {
+        let place = Rc::new(bundle);
+        self.0.places.borrow_mut().push(place.clone());
+        Place { journal: self.0.clone(), place }
     }
 
     /// Appends an event. Call it in the turn that made the event true, before any await.
@@ -165,6 +185,7 @@ impl Events {
         loop {
             let Some(request) = self.head().await else {
                 self.0.empty.notify_waiters();
+                self.say_dropped();
                 self.0.queued.notified().await;
                 continue;
             };
@@ -200,12 +221,15 @@ impl Events {
     }
 
     fn say_taken(&self) {
-        let waiting = self.waiting() - 1;
+        log::info!("containerd takes events again, {} wait", self.waiting() - 1);
+        self.say_dropped();
+    }
+
+    fn say_dropped(&self) {
         match self.0.store.borrow_mut().take_dropped() {
-            0 => log::info!("containerd takes events again, {waiting} wait"),
+            0 => {}
             dropped => log::warn!(
-                "containerd takes events again, {waiting} wait; {dropped} were dropped for want of \
-                 disk space, none an exit, OOM kill or delete"
+                "{dropped} events were dropped for want of disk space, none an exit, OOM kill or delete"
             ),
         }
     }
@@ -234,8 +258,11 @@ impl Events {
                 continue;
             }
             let write = self.0.store.borrow_mut().begin_write();
-            let (bundle, batch) = (self.0.bundle.clone(), write.batch());
-            let result = blocking("events", move || write.run(&bundle)).await;
+            // The latest first: the pod's first container may be gone, and its bundle with it.
+            let places: Vec<_> =
+                self.0.places.borrow().iter().rev().map(|place| (**place).clone()).collect();
+            let batch = write.batch();
+            let result = blocking("events", move || write.run(&places)).await;
             let result = result.and_then(|result| result);
             let ended = self.0.store.borrow_mut().end_write(batch, result);
             match ended {

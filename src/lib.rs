@@ -40,6 +40,7 @@
 //!               lack of memory
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken;
 //!               events/store.rs: what waits, in memory and behind it in a file
+//! ready.rs      when a descriptor is ready: told by the event loop, or looked for where that has no room
 //! reaper.rs     the only wait; spawns the daemon's children; `Watch` keeps exits that precede the pid
 //! rpc/          ttrpc: mod.rs: frames, pure; server.rs; peers.rs: how many it has; client.rs,
 //!               blocking.rs: calls; duplex.rs: streams beside the calls; stream.rs, writer.rs: frames
@@ -114,6 +115,7 @@ mod info;
 mod input;
 mod io;
 mod log;
+mod ready;
 mod reaper;
 mod rootfs;
 mod rootless;

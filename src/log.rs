@@ -7,8 +7,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::sync::{Mutex, TryLockError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, panic};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -36,6 +36,44 @@ pub(crate) fn init(path: PathBuf, id: &str, level: LevelFilter) {
             log::error!("{panic}");
             default(panic);
         }));
+    }
+}
+
+/// A message that may be due very often: it is logged now and then, with how often it was not.
+#[derive(Debug)]
+pub(crate) struct Seldom {
+    pause: Duration,
+    last: Mutex<Option<(Instant, u64)>>,
+}
+
+impl Seldom {
+    /// Logs once in `pause`.
+    pub(crate) const fn every(pause: Duration) -> Self {
+        Self { pause, last: Mutex::new(None) }
+    }
+
+    /// Logs a warning, unless one was logged within the pause.
+    pub(crate) fn warn(&self, message: fmt::Arguments<'_>) {
+        match self.due() {
+            None => {}
+            Some(0) => log::warn!("{message}"),
+            Some(count) => log::warn!("{message} ({count} more like it were not logged)"),
+        }
+    }
+
+    /// How often it was not due since it was the last time, if it is now.
+    fn due(&self) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *last {
+            Some((then, count)) if then.elapsed() < self.pause => {
+                *count += 1;
+                None
+            }
+            last => {
+                let before = last.replace((Instant::now(), 0));
+                Some(before.map_or(0, |(_, count)| count))
+            }
+        }
     }
 }
 

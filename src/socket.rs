@@ -13,7 +13,7 @@ mod own;
 pub(crate) use self::own::Own;
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -174,7 +174,7 @@ pub(crate) fn is_alive(path: &Path, id: &str) -> bool {
 
 /// Unlinks a dead shim's socket, but not one that a new shim has bound there meanwhile.
 pub(crate) fn remove_dead(path: &Path) {
-    let lock = lock(path, Instant::now() + REMOVE);
+    let lock = lock_existing(path, Instant::now() + REMOVE);
     let dead = matches!(connect_now(path), Err(Errno::ECONNREFUSED));
     if dead && lock.is_ok() {
         remove(path);
@@ -234,19 +234,22 @@ fn bind_or_connect(path: &Path, deadline: Instant) -> Result<Found> {
     }
 }
 
-/// Serialises all who bind or unlink in a directory; makes the directory. It is held for a few
-/// system calls only, never while somebody is asked.
+/// [`lock_existing`] of a directory that is made if it is not there.
 fn lock(path: &Path, deadline: Instant) -> Result<Flock<File>> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    let open = || OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir);
-    let mut file = match open() {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-            made.and_then(|()| open())
-        }
-        result => result,
+    let dir = directory(path);
+    if !dir.is_dir() {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(Error::io("make the socket directory", dir))?;
     }
-    .map_err(Error::io("open the socket directory", dir))?;
+    lock_existing(path, deadline)
+}
+
+/// Serialises all who bind or unlink in a directory. It is held for a few system calls only, never
+/// while somebody is asked.
+fn lock_existing(path: &Path, deadline: Instant) -> Result<Flock<File>> {
+    let dir = directory(path);
+    let open = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(dir);
+    let mut file = open.map_err(Error::io("open the socket directory", dir))?;
     loop {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
@@ -255,6 +258,10 @@ fn lock(path: &Path, deadline: Instant) -> Result<Flock<File>> {
         };
         pause(path, deadline)?;
     }
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
 }
 
 fn pause(path: &Path, deadline: Instant) -> Result<()> {

@@ -18,7 +18,7 @@ use nix::unistd::read;
 use tokio::io::Interest;
 
 use crate::cgroup::{Cgroup, file, tree};
-use crate::sys::ready::Ready;
+use crate::ready::Ready;
 
 /// Kills within this time are one episode: the kernel may kill several processes for one shortage
 /// (`memory.oom.group`), and a storm of shortages makes no storm of events.
@@ -138,8 +138,12 @@ impl OomWatch {
 
     async fn notified(&self) {
         let Some(ready) = &self.ready else { return std::future::pending().await };
+        let interest = match self.counter {
+            Counter::V1(_) => Interest::READABLE,
+            Counter::V2(_) => Interest::PRIORITY,
+        };
         // An error comes only from a runtime that is going away.
-        let Ok(mut notice) = ready.ready(Interest::READABLE | Interest::PRIORITY).await else {
+        let Ok(mut notice) = ready.ready(interest).await else {
             return std::future::pending().await;
         };
         notice.clear_ready();

@@ -17,7 +17,7 @@ use crate::container::process::turn;
 use crate::container::state::Change;
 use crate::container::{Containers, Process, Slot, State};
 use crate::error::{Error, Result};
-use crate::events::Event;
+use crate::events::{Event, Place};
 use crate::ids::{ContainerId, ExecId, Pid};
 use crate::io;
 use crate::reaper::Exit;
@@ -39,6 +39,8 @@ pub(crate) struct Container {
     pub(crate) id: ContainerId,
     /// Its bundle.
     pub(crate) bundle: Bundle,
+    /// The journal may write there.
+    pub(super) _place: Place,
     /// Its init process.
     pub(crate) init: Rc<Process>,
     pub(super) shared: Rc<Containers>,

@@ -22,7 +22,7 @@ use crate::container::handover::Handover;
 use crate::container::oom::Oom;
 use crate::container::pod::Admission;
 use crate::container::undo::undo;
-use crate::container::{Container, Containers, Process, Slot};
+use crate::container::{Container, Containers, Process, Progress, Slot};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::ids::{ContainerId, Pid};
@@ -60,6 +60,7 @@ struct Reservation<'a> {
     id: ContainerId,
     /// Something of the container stays, for `delete`: the pod is not empty.
     keep: bool,
+    progress: Rc<Progress>,
 }
 
 impl Drop for Reservation<'_> {
@@ -68,7 +69,7 @@ impl Drop for Reservation<'_> {
             return;
         }
         let mut map = self.containers.map.borrow_mut();
-        if matches!(map.get(&self.id), Some(Slot::Reserved(_))) {
+        if matches!(map.get(&self.id), Some(Slot::Reserved(..))) {
             map.remove(&self.id);
         }
         if map.is_empty() {
@@ -169,7 +170,10 @@ impl Containers {
             runtime::help(&self.reaper, "mount", program, args, bundle.dir(), limit).await
         };
         let fuse = FuseOverlay::of(config.fuse_overlayfs, rootless);
+        // mount(2) has no time limit, and what it makes late has to be undone: the place is kept for that.
+        reservation.progress.step.set("its root file system is being mounted, which may hang");
         let mounted = rootfs::mount(handover.mounts, &bundle.rootfs(), fuse, helper).await?;
+        reservation.progress.step.set("its streams are opened and the runtime is run");
 
         let init = Rc::new(Process::new(id.to_string(), None, stdio));
         let streams = Streams {
@@ -258,8 +262,14 @@ impl Containers {
             return Err(Error::Exists { what: "sandbox", id: id.to_string() });
         }
         let mut map = self.map.borrow_mut();
-        if map.contains_key(id) {
-            return Err(Error::Exists { what: "container", id: id.to_string() });
+        match map.get(id) {
+            None => {}
+            Some(Slot::Ready(_)) => {
+                return Err(Error::Exists { what: "container", id: id.to_string() });
+            }
+            Some(Slot::Reserved(_, progress)) => {
+                return Err(Error::Creating { id: id.to_string(), progress: progress.to_string() });
+            }
         }
         match kind {
             Kind::Single => {}
@@ -278,8 +288,9 @@ impl Containers {
                 }
             }
         }
-        map.insert(id.clone(), Slot::Reserved(kind.clone()));
-        Ok(Reservation { containers: self, id: id.clone(), keep: false })
+        let progress = Progress::new();
+        map.insert(id.clone(), Slot::Reserved(kind.clone(), progress.clone()));
+        Ok(Reservation { containers: self, id: id.clone(), keep: false, progress })
     }
 
     /// Writes what `delete` must know before anything has to be undone.
@@ -294,6 +305,7 @@ impl Containers {
     fn admit(self: &Rc<Self>, made: Option<Made>, parts: Parts) {
         let container = Rc::new(Container {
             id: parts.id.clone(),
+            _place: self.events.may_use(parts.bundle.dir().to_owned()),
             bundle: parts.bundle,
             init: parts.init,
             shared: self.clone(),

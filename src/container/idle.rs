@@ -23,7 +23,7 @@ impl Containers {
     pub(crate) fn need(&self) -> Need {
         let map = self.map.borrow();
         let lives = |slot: &Slot| match slot {
-            Slot::Reserved(_) => true,
+            Slot::Reserved(..) => true,
             Slot::Ready(container) => container.init.state().exit().is_none(),
         };
         // One that was shut down is only kept for the calls that are still to be answered.
@@ -37,7 +37,7 @@ impl Containers {
         }
         // A stat where containerd keeps its state, which is no place that hangs.
         let is_lost = |slot: &Slot| match slot {
-            Slot::Reserved(_) => false,
+            Slot::Reserved(..) => false,
             Slot::Ready(container) => {
                 let found = container.bundle.dir().symlink_metadata();
                 found.is_err_and(|error| error.kind() == ErrorKind::NotFound)

@@ -23,10 +23,12 @@ pub(crate) use state::State;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -68,14 +70,32 @@ pub(crate) struct Containers {
 
 enum Slot {
     /// Create is under way.
-    Reserved(Kind),
+    Reserved(Kind, Rc<Progress>),
     Ready(Rc<Container>),
+}
+
+/// How far a Create is.
+struct Progress {
+    began: Instant,
+    step: Cell<&'static str>,
+}
+
+impl Progress {
+    fn new() -> Rc<Self> {
+        Rc::new(Self { began: Instant::now(), step: Cell::new("it begins") })
+    }
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "since {} s: {}", self.began.elapsed().as_secs(), self.step.get())
+    }
 }
 
 impl Slot {
     fn kind(&self) -> &Kind {
         match self {
-            Self::Reserved(kind) => kind,
+            Self::Reserved(kind, _) => kind,
             Self::Ready(container) => &container.kind,
         }
     }
@@ -83,7 +103,7 @@ impl Slot {
     fn ready(&self) -> Option<Rc<Container>> {
         match self {
             Self::Ready(container) => Some(container.clone()),
-            Self::Reserved(_) => None,
+            Self::Reserved(..) => None,
         }
     }
 
@@ -196,7 +216,9 @@ impl Containers {
         );
         for (id, slot) in self.map.borrow().iter() {
             match slot {
-                Slot::Reserved(_) => lines.push(format!("container {id}: being created")),
+                Slot::Reserved(_, progress) => {
+                    lines.push(format!("container {id}: being created, {progress}"));
+                }
                 Slot::Ready(container) => {
                     lines.push(format!("container {id}: {}", container.init.describe()));
                     let toll = container.oom_toll();

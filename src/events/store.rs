@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::io::unnamed_file;
@@ -230,12 +230,24 @@ impl Write {
         self.batch
     }
 
-    /// Writes, in a file that has no name in `bundle`'s work directory; may block.
-    pub(super) fn run(self, bundle: &Path) -> io::Result<Arc<File>> {
-        let file = self.file.map_or_else(|| unnamed_file(bundle).map(Arc::new), Ok)?;
+    /// Writes, in a file that has no name in the work directory of the first of `bundles` that takes
+    /// one; may block.
+    pub(super) fn run(self, bundles: &[PathBuf]) -> io::Result<Arc<File>> {
+        let file = self.file.map_or_else(|| new_file(bundles).map(Arc::new), Ok)?;
         file.write_all_at(&self.bytes, self.batch.at)?;
         Ok(file)
     }
+}
+
+fn new_file(bundles: &[PathBuf]) -> io::Result<File> {
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for bundle in bundles {
+        match unnamed_file(bundle) {
+            Ok(file) => return Ok(file),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 impl Read {

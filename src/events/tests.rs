@@ -29,7 +29,7 @@ fn take(store: &mut Store) -> Option<u32> {
 fn write(store: &mut Store, bundle: &Path) -> std::io::Result<()> {
     let write = store.begin_write();
     let batch = write.batch();
-    store.end_write(batch, write.run(bundle))
+    store.end_write(batch, write.run(&[bundle.to_owned()]))
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn order_is_kept_wherever_events_are() {
                     assert_eq!(take(&mut store), Some(taken), "{name}");
                     taken += 1;
                 }
-                store.end_write(batch, write.run(bundle.path())).unwrap();
+                store.end_write(batch, write.run(&[bundle.path().to_owned()])).unwrap();
             }
             assert_eq!(store.len(), (added - taken) as usize, "{name}");
         }

@@ -9,14 +9,14 @@ use nix::sys::timer::{Expiration, TimerSetTimeFlags};
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use tokio::io::Interest;
 
-use crate::sys::ready::Ready;
+use crate::sys::ready::Registered;
 
-/// A timer of the kernel, which holds two descriptors; the event loop's where there is none to be had.
+/// A timer of the kernel, which holds two descriptors; the event loop's where there is none to be had, or no room for it.
 pub(super) struct Clock(Option<Timer>);
 
 struct Timer {
     timer: TimerFd,
-    ready: Ready,
+    ready: Registered,
 }
 
 impl Clock {
@@ -41,7 +41,7 @@ impl Timer {
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
         let watched: OwnedFd = std::os::fd::AsFd::as_fd(&timer).try_clone_to_owned()?;
-        let ready = Ready::register(Rc::new(watched), Interest::READABLE)?;
+        let ready = Registered::new(Rc::new(watched), Interest::READABLE)?;
         Ok(Self { timer, ready })
     }
 

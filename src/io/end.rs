@@ -11,42 +11,20 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use tokio::io::Interest;
 use tokio::time::sleep;
 
-use crate::sys::ready::Ready;
+use crate::ready::Ready;
 
-/// Between two looks at what the event loop has no room for.
+/// Between two looks at a terminal that nothing else tells of.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// One end of a relay. Waits through the event loop; what epoll(7) refuses (regular files,
-/// `/dev/null`) is always ready. What it has no room for (`fs.epoll.max_user_watches`, or memory) is
-/// looked at again and again.
+/// `/dev/null`) is always ready.
 #[derive(Debug)]
 pub(super) struct End {
     fd: Rc<OwnedFd>,
     ready: Option<Ready>,
     interest: Interest,
-    /// It is not registered, and why.
-    unwatched: Option<Unwatched>,
-}
-
-/// Why a descriptor is not registered with the event loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Unwatched {
     /// epoll(7) refuses it: it is always ready.
-    Always,
-    /// There was no room when it was last registered.
-    Polled,
-}
-
-impl Unwatched {
-    /// # Errors
-    /// One that is for the caller.
-    fn after(error: io::Error) -> io::Result<Self> {
-        match error.raw_os_error() {
-            Some(libc::EPERM) => Ok(Self::Always),
-            Some(libc::ENOSPC | libc::ENOMEM) => Ok(Self::Polled),
-            _ => Err(error),
-        }
-    }
+    is_always: bool,
 }
 
 impl End {
@@ -61,7 +39,7 @@ impl End {
     }
 
     fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
-        let mut end = Self { fd: Rc::new(fd), ready: None, interest, unwatched: None };
+        let mut end = Self { fd: Rc::new(fd), ready: None, interest, is_always: false };
         end.register()?;
         Ok(end)
     }
@@ -71,14 +49,9 @@ impl End {
     fn register(&mut self) -> io::Result<()> {
         self.ready = None;
         match Ready::register(Rc::clone(&self.fd), self.interest) {
-            Ok(ready) => (self.ready, self.unwatched) = (Some(ready), None),
-            Err(error) => {
-                let unwatched = Unwatched::after(error)?;
-                if unwatched == Unwatched::Polled && self.unwatched.is_none() {
-                    log::warn!("no room in epoll (fs.epoll.max_user_watches): a stream is polled");
-                }
-                self.unwatched = Some(unwatched);
-            }
+            Ok(ready) => (self.ready, self.is_always) = (Some(ready), false),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => self.is_always = true,
+            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -90,8 +63,7 @@ impl End {
 
     /// Undoes [`End::ignore`]; what is ready by now is heard of.
     pub(super) fn listen(&mut self) -> io::Result<()> {
-        let is_always = self.unwatched == Some(Unwatched::Always);
-        if is_always || self.ready.is_some() { Ok(()) } else { self.register() }
+        if self.is_always || self.ready.is_some() { Ok(()) } else { self.register() }
     }
 
     /// The descriptor for as long as this end lives, for those who must not prolong that.
@@ -109,41 +81,13 @@ impl End {
     pub(super) async fn wait(&self) -> io::Result<()> {
         match &self.ready {
             Some(ready) => ready.ready(self.interest).await.map(drop),
-            None if self.unwatched == Some(Unwatched::Polled) => {
-                let wanted = if self.interest.is_readable() {
-                    PollFlags::POLLIN
-                } else {
-                    PollFlags::POLLOUT
-                };
-                self.poll_until(wanted).await
-            }
             None => Ok(()),
-        }
-    }
-
-    /// Looks until one of these is true, or nobody has the other end.
-    async fn poll_until(&self, wanted: PollFlags) -> io::Result<()> {
-        loop {
-            let mut end = [PollFd::new(self.as_fd(), wanted)];
-            poll_now(&mut end)?;
-            if end[0].any().unwrap_or(true) {
-                return Ok(());
-            }
-            sleep(LOOK_AGAIN).await;
         }
     }
 
     /// Resolves when nobody is left to read what is written here.
     pub(super) async fn broken(&self) {
-        let Some(ready) = &self.ready else {
-            if self.unwatched == Some(Unwatched::Polled) && !self.interest.is_readable() {
-                while self.poll_until(PollFlags::empty()).await.is_err() {
-                    sleep(LOOK_AGAIN).await;
-                }
-                return;
-            }
-            return std::future::pending().await;
-        };
+        let Some(ready) = &self.ready else { return std::future::pending().await };
         // An error comes only from a runtime that is going away.
         if ready.ready(Interest::ERROR).await.is_err() {
             std::future::pending::<()>().await;
@@ -157,14 +101,7 @@ impl End {
     /// registration is what makes waiting possible then.
     pub(super) fn forget(&mut self) -> io::Result<()> {
         let Some(ready) = &self.ready else { return Ok(()) };
-        let blocked = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
-        let mut stuck = false;
-        let _cleared = ready.try_io(self.interest, |_| blocked());
-        let _still = ready.try_io(self.interest, |_| {
-            stuck = true;
-            blocked()
-        });
-        if stuck { self.register() } else { Ok(()) }
+        if ready.forget(self.interest) { Ok(()) } else { self.register() }
     }
 
     /// Resolves when a terminal that every process has closed is open again and something was
@@ -217,51 +154,10 @@ pub(super) fn poll_now(ends: &mut [PollFd<'_>]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use nix::unistd::{pipe, write};
     use std::fs::OpenOptions;
     use std::os::unix::fs::OpenOptionsExt;
-    use tokio::time::timeout;
 
     use super::*;
-
-    #[test]
-    fn what_epoll_has_no_room_for_is_polled() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let polled = |fd: OwnedFd, interest| End {
-                fd: Rc::new(fd),
-                ready: None,
-                interest,
-                unwatched: Some(Unwatched::Polled),
-            };
-            let soon = Duration::from_millis(100);
-            let (reader, writer) = pipe().unwrap();
-            let source = polled(reader, Interest::READABLE);
-            assert!(timeout(soon, source.wait()).await.is_err(), "nothing to read");
-            write(&writer, b"x").unwrap();
-            source.wait().await.unwrap();
-            let sink = polled(writer, Interest::WRITABLE);
-            sink.wait().await.unwrap();
-            assert!(timeout(soon, sink.broken()).await.is_err(), "it has a reader");
-            drop(source);
-            sink.broken().await;
-            sink.wait().await.unwrap();
-        });
-    }
-
-    #[test]
-    fn only_a_lack_of_room_is_polled() {
-        let cases = [
-            (libc::EPERM, Some(Unwatched::Always)),
-            (libc::ENOSPC, Some(Unwatched::Polled)),
-            (libc::ENOMEM, Some(Unwatched::Polled)),
-            (libc::EBADF, None),
-        ];
-        for (errno, expected) in cases {
-            let found = Unwatched::after(io::Error::from_raw_os_error(errno)).ok();
-            assert_eq!(found, expected, "{errno}");
-        }
-    }
 
     #[test]
     fn a_hang_up_that_is_over_is_forgotten() {

@@ -15,8 +15,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::Interest;
 
 use super::end::poll_now;
+use crate::ready::Ready;
 use crate::sys;
-use crate::sys::ready::Ready;
 
 /// How often to look for a reader where inotify(7) is used up (`fs.inotify.max_user_instances`).
 const LOOK_AGAIN: Duration = Duration::from_millis(500);

@@ -31,8 +31,8 @@ use super::task::Work;
 use super::uri::LoggerTarget;
 use super::{Context, Stream};
 use crate::error::{Error, Result};
+use crate::ready::Ready;
 use crate::reaper::{Exit, Reaper};
-use crate::sys::ready::Ready;
 
 /// How long a logger may take until it is ready.
 const READY: Duration = Duration::from_secs(10);

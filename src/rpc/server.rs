@@ -25,6 +25,7 @@ use ttrpc::proto::{
 };
 
 use crate::error::{Error, Result};
+use crate::log::Seldom;
 use crate::rpc::duplex::{End, Inbound, Outbound, Streams};
 use crate::rpc::peers::{Peer, Peers};
 use crate::rpc::writer::Writer;
@@ -38,6 +39,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Before that is said again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// The same of connections that are refused, each by a peer that may come again at once.
+const REFUSALS: Duration = Duration::from_secs(1);
 /// How long a frame may take that has begun. A peer that never said anything may be one that only
 /// takes room; another may be a containerd that is stopped for as long as a debugger or a frozen cgroup
 /// likes, and that kills its containers if it finds the connection ended.
@@ -155,15 +158,14 @@ pub(crate) async fn serve<H: Handler>(
 ) {
     let own = nix::unistd::geteuid().as_raw();
     let peers = Rc::new(Peers::default());
-    let mut said = None;
+    let [no_room, refused] = [Seldom::every(SAY_AGAIN), Seldom::every(REFUSALS)];
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                if said.is_none_or(|said: Instant| said.elapsed() > SAY_AGAIN) {
-                    log::warn!("cannot accept connections, silent ones are hung up: {error}");
-                    said = Some(Instant::now());
-                }
+                no_room.warn(format_args!(
+                    "cannot accept connections, silent ones are hung up: {error}"
+                ));
                 tokio::task::yield_now().await; // who has been accepted just now, and has sent something, speaks
                 if peers.dismiss() {
                     tokio::task::yield_now().await; // it goes now
@@ -177,11 +179,14 @@ pub(crate) async fn serve<H: Handler>(
             Ok(uid) if uid == own => {
                 let (handler, in_flight) = (handler.clone(), in_flight.clone());
                 if !peers.admit(|peer| connection(stream, peer, handler, in_flight)) {
-                    log::warn!("refused a connection: there are too many");
+                    refused.warn(format_args!("refused a connection: there are too many"));
                 }
             }
-            Ok(uid) => log::warn!("refused a connection of uid {uid}: only uid {own} may call"),
-            Err(error) => log::warn!("refused a connection of unknown uid: {error}"),
+            Ok(uid) => refused
+                .warn(format_args!("refused a connection of uid {uid}: only uid {own} may call")),
+            Err(error) => {
+                refused.warn(format_args!("refused a connection of unknown uid: {error}"));
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{REMOVE, lock, remove};
+use super::{REMOVE, lock_existing, remove};
 
 /// The daemon's own socket: the file that it was bound to, and not one that has come to be there.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Own {
     /// Unlinks the socket, but not one that another daemon has bound there since it was removed.
     pub(crate) fn remove(&self) {
         // Without the lock it is done all the same: only in that moment another could come.
-        let _lock = lock(&self.path, Instant::now() + REMOVE);
+        let _lock = lock_existing(&self.path, Instant::now() + REMOVE);
         if self.is_there() {
             remove(&self.path);
         } else {
@@ -47,6 +47,19 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn a_directory_that_somebody_removed_stays_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sockets/s");
+        std::fs::create_dir(dir.path().join("sockets")).unwrap();
+        let _listener = UnixListener::bind(&path).unwrap();
+        let own = Own::new(path.clone());
+        std::fs::remove_dir_all(dir.path().join("sockets")).unwrap();
+        own.remove();
+        super::super::remove_dead(&path);
+        assert!(!dir.path().join("sockets").exists());
+    }
 
     #[test]
     fn a_daemon_removes_its_own_socket_and_no_other() {

@@ -1,6 +1,5 @@
 //! stdin on its way from whoever writes a stream.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,8 +17,8 @@ use crate::io::fifo::Direction;
 use crate::io::pipe::{pipe, set_nonblocking};
 use crate::io::task::{Flag, Work};
 use crate::io::uri::StreamingTarget;
+use crate::ready::Ready;
 use crate::rpc::duplex::End;
-use crate::sys::ready::Ready;
 
 /// After CloseIO the input of a client that keeps its stream open ends when nothing came for so long.
 /// containerd closes the stream first, but on another connection.
@@ -108,9 +107,8 @@ async fn pour(link: &Link, sink: &Ready, close: &Flag) -> Poured {
                 due += count;
             }
             Err(Errno::EAGAIN) => {
-                let blocked = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
-                let _forgotten = sink.try_io(Interest::WRITABLE, |_| blocked());
-                if sink.writable().await.is_err() {
+                sink.forget(Interest::WRITABLE);
+                if sink.ready(Interest::WRITABLE).await.is_err() {
                     return Poured::Ended;
                 }
             }

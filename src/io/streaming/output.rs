@@ -19,8 +19,8 @@ use crate::io::output::{Output, Taking};
 use crate::io::pipe::{LARGE, capacity, enlarge};
 use crate::io::task::Work;
 use crate::io::uri::StreamingTarget;
+use crate::ready::Ready;
 use crate::rpc::duplex::End;
-use crate::sys::ready::Ready;
 
 /// A stream lets others run after this many pieces (1 MiB).
 const TURN: u32 = 32;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::link::{Link, PIECE, ROOM};
 use crate::io::end::poll_now;
-use crate::sys::ready::Ready;
+use crate::ready::Ready;
 
 /// Pieces below this size are not sent one upon the other.
 const SMALL: usize = 4 << 10;
@@ -50,8 +50,7 @@ impl Source {
 
     /// The next wait needs a new word from the kernel.
     pub(super) fn forget(&self) {
-        let blocked = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
-        let _forgotten = self.ready.try_io(Interest::READABLE, |_| blocked());
+        self.ready.forget(Interest::READABLE);
     }
 
     /// Reads what is there into an empty `piece`, at most `most` bytes and a [`PIECE`].

@@ -1,0 +1,188 @@
+//! When a descriptor is ready: the event loop tells it. Where the kernel has no room for that
+//! (`fs.epoll.max_user_watches`, or memory), one looks again and again: late, but nothing ends for it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFdReadyGuard;
+use tokio::time::sleep;
+
+use crate::log::Seldom;
+use crate::sys::ready::Registered;
+
+/// Between two looks; doubled each time that nothing was there.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_millis(320);
+
+/// A shortage concerns all descriptors of a busy daemon: it is said once a minute.
+static NO_ROOM: Seldom = Seldom::every(Duration::from_secs(60));
+
+/// A descriptor that can be waited for. It stays open at least as long as this value.
+#[derive(Debug)]
+pub(crate) struct Ready(Way);
+
+#[derive(Debug)]
+enum Way {
+    /// The event loop tells.
+    Told(Registered),
+    /// It had no room: poll(2) is asked now and then.
+    Asked(Rc<OwnedFd>),
+}
+
+/// Until it is told to clear it, what is ready stays so.
+pub(crate) struct Notice<'a>(Option<AsyncFdReadyGuard<'a, Rc<OwnedFd>>>);
+
+impl Notice<'_> {
+    /// The next wait needs a new word from the kernel; to be called when there is nothing left.
+    pub(crate) fn clear_ready(&mut self) {
+        if let Some(guard) = &mut self.0 {
+            guard.clear_ready();
+        }
+    }
+}
+
+impl Ready {
+    /// Prepares to wait for `fd`, each open descriptor at most once at a time.
+    ///
+    /// # Errors
+    /// `EPERM` for what is always ready: regular files, directories, `/dev/null`.
+    pub(crate) fn register(fd: Rc<OwnedFd>, interest: Interest) -> io::Result<Self> {
+        match Registered::new(fd.clone(), interest) {
+            Ok(registered) => Ok(Self(Way::Told(registered))),
+            Err(error) if is_lack_of_room(&error) => {
+                NO_ROOM.warn(format_args!(
+                    "no room in epoll, a stream or file is polled: raise fs.epoll.max_user_watches: {error}"
+                ));
+                Ok(Self(Way::Asked(fd)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The descriptor.
+    pub(crate) fn get_ref(&self) -> &Rc<OwnedFd> {
+        match &self.0 {
+            Way::Told(registered) => registered.get_ref(),
+            Way::Asked(fd) => fd,
+        }
+    }
+
+    /// Resolves when something of `interest` is true, or the other end is gone.
+    ///
+    /// # Errors
+    /// Only of an event loop that is going away, or of a kernel without memory.
+    pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Notice<'_>> {
+        match &self.0 {
+            Way::Told(registered) => registered.ready(interest).await.map(Some).map(Notice),
+            Way::Asked(fd) => look(fd, interest).await.map(|()| Notice(None)),
+        }
+    }
+
+    /// As [`Ready::ready`], for bytes to read.
+    pub(crate) async fn readable(&self) -> io::Result<Notice<'_>> {
+        self.ready(Interest::READABLE).await
+    }
+
+    /// Makes the next wait for `interest` need a new word from the kernel. `false` if the event loop
+    /// holds that it is ready all the same: it never forgets a hang-up.
+    pub(crate) fn forget(&self, interest: Interest) -> bool {
+        let Way::Told(registered) = &self.0 else { return true };
+        let blocked = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
+        let mut stuck = false;
+        let _cleared = registered.try_io(interest, |_| blocked());
+        let _still = registered.try_io(interest, |_| {
+            stuck = true;
+            blocked()
+        });
+        !stuck
+    }
+}
+
+fn is_lack_of_room(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::ENOMEM))
+}
+
+/// Looks until something of `interest` is true, or nobody has the other end.
+async fn look(fd: &OwnedFd, interest: Interest) -> io::Result<()> {
+    let mut wanted = PollFlags::empty();
+    wanted.set(PollFlags::POLLIN, interest.is_readable());
+    wanted.set(PollFlags::POLLOUT, interest.is_writable());
+    wanted.set(PollFlags::POLLPRI, interest.is_priority());
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let mut ends = [PollFd::new(fd.as_fd(), wanted)];
+        match poll(&mut ends, PollTimeout::ZERO) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use nix::unistd::{pipe, write};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[test]
+    fn what_epoll_has_no_room_for_is_polled() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let asked = |fd: OwnedFd| Ready(Way::Asked(Rc::new(fd)));
+            let soon = Duration::from_millis(100);
+            let (reader, writer) = pipe().unwrap();
+            let source = asked(reader);
+            assert!(timeout(soon, source.readable()).await.is_err(), "nothing to read");
+            write(&writer, b"x").unwrap();
+            source.readable().await.unwrap().clear_ready();
+            source.readable().await.unwrap(); // it is still there
+            let sink = asked(writer);
+            sink.ready(Interest::WRITABLE).await.unwrap();
+            assert!(sink.forget(Interest::WRITABLE));
+            let broken = sink.ready(Interest::ERROR);
+            assert!(timeout(soon, broken).await.is_err(), "it has a reader");
+            drop(source);
+            sink.ready(Interest::ERROR).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn looks_become_rare() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (reader, _writer) = pipe().unwrap();
+            let mut looks = 0;
+            let mut wait = std::pin::pin!(look(&reader, Interest::READABLE));
+            let counted = std::future::poll_fn(|context| {
+                looks += 1;
+                wait.as_mut().poll(context)
+            });
+            assert!(timeout(Duration::from_millis(700), counted).await.is_err());
+            assert!(looks < 10, "{looks} looks in 700 ms");
+        });
+    }
+
+    #[test]
+    fn only_a_lack_of_room_is_polled() {
+        let cases = [
+            (libc::EPERM, false),
+            (libc::ENOSPC, true),
+            (libc::ENOMEM, true),
+            (libc::EBADF, false),
+        ];
+        for (errno, expected) in cases {
+            assert_eq!(is_lack_of_room(&io::Error::from_raw_os_error(errno)), expected, "{errno}");
+        }
+    }
+}
