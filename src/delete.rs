@@ -23,8 +23,8 @@ use crate::cli::Flags;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Pid};
 use crate::rootfs;
-use crate::runtime::args;
-use crate::sys::child::{self, kill_group, reap, spawn, start_time};
+use crate::runtime::{self, args};
+use crate::sys::child::{self, kill_group, raise_file_limit, reap, spawn, start_time};
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 use crate::wire;
 use crate::{sandbox, socket, start};
@@ -48,10 +48,14 @@ struct Leftover {
 /// containerd reads from standard output, an encoded `DeleteResponse`.
 ///
 /// # Errors
-/// [`Error::Invalid`] for an id or namespace that containerd cannot have sent. Failures of single
-/// steps are logged: the others are done all the same.
+/// [`Error::Invalid`] for an id or namespace that containerd cannot have sent; [`Error::Sys`] if too few
+/// files may be opened to begin with. Failures of single steps are logged: the others are done all the same.
 pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>> {
     let id = ContainerId::new(&flags.id)?;
+    start::may_open_files("clean up under so low a limit of open files (RLIMIT_NOFILE)")?;
+    if let Err(error) = raise_file_limit() {
+        log::warn!("cannot raise the limit of open files: {error}");
+    }
     let dir = match &flags.bundle {
         Some(dir) => dir.clone(),
         None => std::env::current_dir().map_err(Error::sys("find the bundle"))?,
@@ -206,7 +210,8 @@ impl Leftover {
     fn start_runtime(&self) -> Option<Command> {
         let runtime = &self.state.as_ref()?.runtime;
         let log = self.bundle.dir().join("log-delete.json");
-        let mut arguments = args::global(runtime, &log);
+        let log = Some(&*log).filter(|log| runtime::is_writable(log));
+        let mut arguments = args::global(runtime, log);
         arguments.extend(args::delete(&self.id, true));
         let run = || -> io::Result<Command> {
             let null = || -> io::Result<OwnedFd> {
@@ -287,7 +292,7 @@ impl Leftover {
             log::warn!("{error}");
         }
         let Some(state) = &self.state else { return };
-        remove_runtime_state(&state.runtime.root, &self.id);
+        state.runtime.forget(&self.id);
         let _ = fs::remove_file(self.bundle.dir().join("log-delete.json")); // most often not there
     }
 }
@@ -308,27 +313,5 @@ fn remove_cgroup(cgroup: &Cgroup, until: Instant) -> Result<()> {
                 });
             }
         }
-    }
-}
-
-/// Removes what a runtime keeps of a container in `root`, a directory of one namespace: a directory
-/// of the container's name, or, as runsc has it, files `ID_sandbox:SANDBOX.state` and `.lock`. No id
-/// has a colon, so these are no other container's.
-fn remove_runtime_state(root: &Path, id: &ContainerId) {
-    remove_dir(&root.join(id.as_str()));
-    let files = format!("{}_sandbox:", id.as_str());
-    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(files.as_bytes()) {
-            let _ = fs::remove_file(entry.path()); // the runtime may do so at the same time
-        }
-    }
-}
-
-fn remove_dir(dir: &Path) {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            log::warn!("cannot remove {}: {error}", dir.display());
-        }
-        _ => {}
     }
 }

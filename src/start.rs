@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use log::LevelFilter;
+use nix::sys::resource::{Resource, getrlimit};
 use serde::Deserialize;
 
 use crate::cgroup::Hierarchies;
@@ -26,6 +27,9 @@ use crate::{input, rootless, sys};
 
 /// Our version of the task API; the old one is served beside it.
 const TASK_API: i32 = 3;
+/// A daemon that may not have so many descriptors could not even take calls, and `delete` would leave
+/// half of it there.
+const LEAST_FILES: u64 = 64;
 /// The file with the shim's address: containerd up to 1.7 finds the shim by it after a restart.
 const ADDRESS: &str = "address";
 /// What containerd renames into [`ADDRESS`]'s place; it never reads half an address.
@@ -148,6 +152,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(bound: Bound, request: &Request, argv0: &OsStr) -> Result<Self> {
+        may_open_files("start a daemon under so low a limit of open files (RLIMIT_NOFILE)")?;
         if env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()) {
             share_core()?;
         }
@@ -212,6 +217,19 @@ fn spawn(bound: &Bound, request: &Request, argv0: &OsStr) -> Result<Child> {
         .map_err(Error::sys("start the daemon"))
 }
 
+/// Checks that enough files may be opened for what is to be done: `action` says it.
+///
+/// # Errors
+/// [`Error::Sys`]. Nothing was tried, of which only a part would have been done.
+pub(crate) fn may_open_files(action: &'static str) -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_err(|errno| Error::sys("read the limit of open files")(errno.into()))?;
+    if hard < LEAST_FILES {
+        return Err(Error::sys(action)(io::Error::from_raw_os_error(libc::EMFILE)));
+    }
+    Ok(())
+}
+
 /// Core scheduling for the daemon and its containers, asked for with `SCHED_CORE`. Cores with
 /// one thread each need none.
 fn share_core() -> Result<()> {
@@ -264,7 +282,7 @@ impl AddressFile {
         let file = Self { kept: false };
         fs::write(ADDRESS_NEW, address)
             .and_then(|()| fs::rename(ADDRESS_NEW, ADDRESS))
-            .map_err(Error::io("write", ADDRESS))?;
+            .map_err(Error::io("write", env::current_dir().unwrap_or_default().join(ADDRESS)))?;
         Ok(file)
     }
 

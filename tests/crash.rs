@@ -13,7 +13,7 @@ use crate::support::{Code, Host, SOON, Shim, Spec, bind, eventually, skipped, st
 
 /// What a Create or an exec may use, to be the same before and after it failed.
 #[derive(Debug, PartialEq)]
-struct Holdings {
+pub(crate) struct Holdings {
     mounts: usize,
     cgroups: usize,
     states: usize,
@@ -23,7 +23,7 @@ struct Holdings {
 }
 
 impl Holdings {
-    fn of(host: &Host, shim: &Shim<'_>) -> Self {
+    pub(crate) fn of(host: &Host, shim: &Shim<'_>) -> Self {
         let files = if stock() { Vec::new() } else { host.files("c") };
         // Go's runtime opens and closes descriptors of its own as it likes.
         let mut descriptors = if stock() { Vec::new() } else { shim.descriptors() };
@@ -45,7 +45,7 @@ impl Holdings {
 
     /// Waits until `self` is what the host holds again.
     #[track_caller]
-    fn expect(&self, host: &Host, shim: &Shim<'_>, name: &str) {
+    pub(crate) fn expect(&self, host: &Host, shim: &Shim<'_>, name: &str) {
         let deadline = std::time::Instant::now() + SOON;
         while !self.hold(host, shim) && std::time::Instant::now() < deadline {
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -186,7 +186,7 @@ fn a_system_call_that_fails_during_create_leaves_nothing() {
 }
 
 /// Makes call number `nth` of each of `calls` in the process (not its children) fail with EIO.
-fn inject(pid: i32, calls: &str, nth: u32) -> Child {
+pub(crate) fn inject(pid: i32, calls: &str, nth: u32) -> Child {
     let mut strace = Command::new("strace");
     strace.args(["-p", &pid.to_string(), "-o", "/dev/null"]);
     strace.args(["-e", &format!("trace={calls}")]);

@@ -4,10 +4,16 @@
 mod apart;
 mod clock;
 mod cycles;
+mod files;
 mod inside;
 mod killed;
+mod memory;
 mod pids;
+mod places;
+mod processes;
 mod runtime;
+mod watches;
+mod wire;
 mod words;
 
 use std::fs;

@@ -309,9 +309,14 @@ impl Container {
             Err(Error::Runtime { message, .. }) if failure::is_deleted(&message) => {}
             result => result?,
         }
+        // runc ends well although it could not: then no other container could have the id.
+        self.runtime.remove_state(&self.id)?;
         let rootfs = self.rootfs.take();
-        if let Some(rootfs) = rootfs {
-            rootfs.unmount().await?;
+        if let Some(mut rootfs) = rootfs {
+            if let Err(error) = rootfs.try_unmount().await {
+                self.rootfs.replace(Some(rootfs)); // for the next Delete
+                return Err(error);
+            }
         }
         self.execs.take(); // those that were never started, and their waiters
         self.bundle.remove_state(); // a later `delete` has nothing to do

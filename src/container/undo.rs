@@ -27,13 +27,26 @@ pub(super) async fn undo(runtime: &Runtime, call: &Call<'_>) -> bool {
     };
     let (cgroup, kills) = match call.stray() {
         Some(cgroup) => (Some(cgroup), true),
-        // A runtime that was killed has made it before it noted down for `delete` that there is a container.
-        // What is in there may be another daemon's, of a container with the same path.
-        None => (named_cgroup(call), false),
+        // A runtime that was killed has made it before it noted down for `delete` that there is a container;
+        // what is in there may be another daemon's, of a container with the same path. One that could not
+        // delete, for lack of processes, say, has left what is in there.
+        None => (named_cgroup(call), !deleted),
     };
-    let Some(cgroup) = cgroup else { return deleted };
-    let until = if kills { until } else { until.min(Instant::now() + EMPTY) };
-    deleted && remove_cgroup(&cgroup, kills, until).await
+    if let Some(cgroup) = cgroup {
+        let until = if kills { until } else { until.min(Instant::now() + EMPTY) };
+        if !remove_cgroup(&cgroup, kills, until).await {
+            return false;
+        }
+    }
+    deleted || forget(runtime, call)
+}
+
+/// Removes the state of a container that has no process, in place of the runtime: else no other could
+/// have that id.
+fn forget(runtime: &Runtime, call: &Call<'_>) -> bool {
+    log::info!("removing what the runtime keeps of {:?}", call.id.as_str());
+    runtime.forget(call.id);
+    true
 }
 
 /// The cgroup that the spec gives to the container alone, if it is there.

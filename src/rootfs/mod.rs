@@ -324,9 +324,25 @@ impl RootfsMount {
     /// # Errors
     /// As [`unmount_all`].
     pub(crate) async fn unmount(mut self) -> Result<()> {
-        let Some(rootfs) = self.rootfs.take() else { return Ok(()) };
-        let work = move || unmount_all(&rootfs);
-        blocking("rootfs-unmount", work).await.map_err(Error::sys("start a thread"))?
+        self.try_unmount().await
+    }
+
+    /// The same, and can be done again after a failure.
+    ///
+    /// # Errors
+    /// As [`unmount_all`].
+    pub(crate) async fn try_unmount(&mut self) -> Result<()> {
+        let Some(rootfs) = self.rootfs.clone() else { return Ok(()) };
+        let path = rootfs.clone();
+        match blocking("rootfs-unmount", move || unmount_all(&path)).await {
+            Ok(result) => result?,
+            Err(error) => {
+                log::warn!("no thread for it, unmounting at once: {error}");
+                unmount::unmount_within(&rootfs, Duration::ZERO)?;
+            }
+        }
+        self.rootfs = None;
+        Ok(())
     }
 }
 

@@ -11,10 +11,14 @@ use crate::ids::{ContainerId, Pid};
 use crate::runtime::Runtime;
 use crate::wire::checkpoint::CheckpointOptions;
 
-/// What stands before the subcommand; for `delete` also without a daemon.
-pub(crate) fn global(runtime: &Runtime, log: &Path) -> Vec<OsString> {
+/// What stands before the subcommand; for `delete` also without a daemon. Without `log` the runtime says
+/// on its standard error why it fails.
+pub(crate) fn global(runtime: &Runtime, log: Option<&Path>) -> Vec<OsString> {
     let mut args: Vec<OsString> = runtime.args.iter().map(OsString::from).collect();
-    args.extend(["--root".into(), runtime.root.clone().into(), "--log".into(), log.into()]);
+    args.extend(["--root".into(), runtime.root.clone().into()]);
+    if let Some(log) = log {
+        args.extend(["--log".into(), log.into()]);
+    }
     args.extend(["--log-format".into(), "json".into()]);
     if runtime.systemd_cgroup {
         args.push("--systemd-cgroup".into());
@@ -224,10 +228,15 @@ mod tests {
         let (log, bundle, pid, console) =
             (Path::new("/l"), Path::new("/b"), Path::new("/p"), Some(Path::new("/s")));
         let cases = [
-            ("global", global(&runtime(), log), "--root /run/r/ns --log /l --log-format json"),
+            (
+                "global",
+                global(&runtime(), Some(log)),
+                "--root /run/r/ns --log /l --log-format json",
+            ),
+            ("global, no log", global(&runtime(), None), "--root /run/r/ns --log-format json"),
             (
                 "global, all",
-                global(&all, log),
+                global(&all, Some(log)),
                 "--level a b \"c\" --root /run/r/ns --log /l --log-format json \
                  --systemd-cgroup",
             ),

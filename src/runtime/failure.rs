@@ -29,6 +29,8 @@ struct Record {
 /// person reads, and nothing that a terminal would obey.
 pub(super) fn message(log: &Path, output: &str) -> String {
     let logged = end_of(log).ok().and_then(|log| last_error(BufReader::new(log)));
+    // It logs to its standard error where the bundle takes no file.
+    let logged = logged.or_else(|| last_error(output.as_bytes()));
     let words = readable(logged.as_deref().unwrap_or(output));
     if words.is_empty() { "it gave no reason".into() } else { words }
 }

@@ -11,7 +11,10 @@ pub(crate) mod table;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -149,6 +152,33 @@ impl Runtime {
         self.run(call, "delete", args::delete(call.id, force), None).await
     }
 
+    /// Removes what the runtime keeps of a container in its root, a directory of one namespace: a directory
+    /// of the container's name, or, as runsc has it, files `ID_sandbox:SANDBOX.state` and `.lock`. No id
+    /// has a colon, so these are no other container's.
+    pub(crate) fn forget(&self, id: &ContainerId) {
+        self.remove_state(id).unwrap_or_else(|error| log::warn!("{error}"));
+        let files = format!("{}_sandbox:", id.as_str());
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(files.as_bytes()) {
+                let _ = fs::remove_file(entry.path()); // the runtime may do so at the same time
+            }
+        }
+    }
+
+    /// Removes the directory that the runtime keeps of a container, most often not there any more.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn remove_state(&self, id: &ContainerId) -> Result<()> {
+        let dir = self.root.join(id.as_str());
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io("remove the runtime's state", &dir)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Freezes every process of the container.
     pub(crate) async fn pause(&self, call: &Call<'_>) -> Result<()> {
         self.run(call, "pause", args::pause(call.id), None).await
@@ -236,7 +266,9 @@ impl Runtime {
         env: &[(String, String)],
     ) -> Result<()> {
         let log = Scratch::new(output::log_file(call.bundle.dir(), name));
-        let mut args = args::global(self, log.path());
+        // A bundle that takes no file costs a command its log, and not its success.
+        let logs = streams.is_some() || is_writable(log.path());
+        let mut args = args::global(self, Some(log.path()).filter(|_| logs));
         args.extend(command);
         let (output, streams) = match streams {
             Some(streams) => (None, streams),
@@ -307,6 +339,12 @@ async fn ended(
             Err(Late { error: Error::Deadline { what: what(), limit }, cgroup })
         }
     }
+}
+
+/// Whether a runtime can write its log there: it fails otherwise, whatever it was to do.
+pub(crate) fn is_writable(log: &Path) -> bool {
+    let mut options = fs::OpenOptions::new();
+    options.create(true).append(true).mode(0o600).open(log).is_ok()
 }
 
 /// Runs a helper that is no OCI runtime, as `mount.fuse3` is, with the same care; `what` it does is
