@@ -161,6 +161,88 @@ fn a_full_disk_costs_no_exit() {
     drop(full);
 }
 
+/// What is dropped is told of also where containerd is only slow, and no delivery has failed.
+#[test]
+fn a_full_disk_and_a_slow_containerd_cost_no_exit_and_are_told_of() {
+    if skipped("events are kept while containerd is down") {
+        return;
+    }
+    let host = Host::new();
+    host.prepare("c", Spec::idle());
+    let work = host.bundle("c").join("work");
+    let full = Full::mount(&work);
+    let shim = host.attach("c", &crate::support::Stdin::Nothing);
+    shim.run("c");
+    host.sink.wait_for("start c");
+    host.sink.set(Mood::Slow(Duration::from_millis(500)));
+    add_execs(&shim, 0, 3000);
+    shim.exec_run("c", "x", "exit 4").unwrap();
+    assert_eq!(shim.reap("c", "x"), 4);
+    host.sink.set(Mood::Answer);
+    host.sink.wait_for("exit c/x 4");
+    shim.log().wait_for("were dropped for want of disk space");
+    assert!(!shim.log().text().contains("cannot deliver"), "{}", shim.log().text());
+    shim.end();
+    drop(full);
+}
+
+/// The daemon runs in the bundle of the pod's first container, which may be the first to go.
+#[test]
+fn events_wait_on_disk_although_the_first_bundle_is_gone() {
+    if skipped("events are kept while containerd is down") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("first", Spec::idle());
+    host.prepare("c", Spec::idle().of_pod("first"));
+    shim.run("first");
+    shim.run("c");
+    shim.remove("first");
+    std::fs::remove_dir_all(host.bundle("first")).unwrap();
+    host.sink.wait_for("delete first 137");
+    host.sink.stop();
+    add_execs(&shim, 0, 3000);
+    let on_disk = || shim.descriptors().into_iter().find(|file| file.ends_with(" (deleted)"));
+    let file = crate::support::eventually("a file of events", on_disk);
+    assert!(file.contains("/c/"), "{file}");
+    host.sink.resume();
+    wait_for_count(&host, 6 + 3000);
+    assert!(host.sink.lines()[6..] == added(0, 3000), "out of order, lost or twice");
+    shim.remove("c");
+    shim.stop();
+}
+
+#[test]
+fn exits_behind_a_containerd_that_accepts_and_never_answers_come_once_and_in_order() {
+    if skipped("events are kept while containerd hangs") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    host.sink.wait_for("start c");
+    host.sink.set(Mood::Silent);
+    let mut expected = vec!["create c".to_owned(), "start c".to_owned()];
+    for n in 0..30_u32 {
+        let exec = format!("e{n}");
+        shim.exec_run("c", &exec, &format!("exit {n}")).unwrap();
+        assert_eq!(shim.reap("c", &exec), n);
+        expected.push(format!("exec-added c/{exec}"));
+        expected.push(format!("exec-started c/{exec}"));
+        expected.push(format!("exit c/{exec} {n}"));
+        let best =
+            (0..3).map(|_| timed(|| shim.state("c", "").map(drop).unwrap()).1).min().unwrap();
+        assert!(best < Duration::from_millis(100), "State took {best:?}");
+    }
+    std::thread::sleep(Duration::from_secs(6)); // longer than one delivery may take
+    host.sink.stop();
+    host.sink.set(Mood::Answer);
+    host.sink.resume();
+    wait_for_count(&host, expected.len());
+    assert_eq!(host.sink.lines(), expected);
+    shim.end();
+}
+
 #[test]
 fn an_answer_that_got_lost_repeats_its_event_and_no_other() {
     if skipped("an event whose answer got lost is repeated") {

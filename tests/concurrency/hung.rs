@@ -11,7 +11,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::others_answer_at_once;
-use crate::support::{Host, Mood, Spec, eventually, mkfifo, skipped, timed};
+use crate::support::{Code, Host, Mood, Spec, eventually, mkfifo, skipped, timed};
 
 /// A file system whose server never answers, as a dead network mount's. Away from `/run`, of which berth
 /// knows that it is in memory.
@@ -117,6 +117,12 @@ fn check(name: &str, change: Change) {
         assert!(answer.is_err(), "{name}: {answer:?}");
         assert!(took < Duration::from_secs(6), "{name}: {took:?}");
     });
+    if request_mounts(name) {
+        let (second, took) = timed(|| shim.create_plain("c").unwrap_err());
+        assert_eq!(second.code, Code::ALREADY_EXISTS, "{second:?}");
+        assert!(second.message.contains("root file system is being mounted"), "{second:?}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
     // The place is free again, and what works does. A mount that hangs may still come: it keeps the place.
     if request_mounts(name) {
         drop(hung);

@@ -177,7 +177,27 @@ fn a_frame_that_is_never_finished_ends_its_connection() {
                 assert!(took < Duration::from_secs(30), "{name}: {took:?}");
             });
         }
-        answers_at_once(&shim);
+        // As slow as it can be, and never silent.
+        for _ in 0..100 {
+            let mut peer = connect(&shim).unwrap();
+            scope.spawn(move || {
+                let bytes = [header(1000, 1), vec![10; 1000]].concat();
+                let (sent, took) = timed(|| {
+                    bytes
+                        .iter()
+                        .take_while(|byte| {
+                            thread::sleep(Duration::from_millis(250));
+                            peer.write_all(&[**byte]).is_ok()
+                        })
+                        .count()
+                });
+                assert!(sent < 200 && took < Duration::from_secs(60), "{sent} bytes in {took:?}");
+            });
+        }
+        for _ in 0..5 {
+            answers_at_once(&shim);
+            thread::sleep(Duration::from_secs(1));
+        }
     });
     let _idle = connect(&shim).unwrap(); // a connection may be silent for as long as it likes
     shim.end();
