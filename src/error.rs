@@ -31,6 +31,11 @@ pub(crate) enum Error {
     /// An id that is in use.
     #[error("{what} {id:?} already exists")]
     Exists { what: &'static str, id: String },
+    /// An id that somebody else uses.
+    #[error(
+        "{what} {id:?} is there already: give one of them another id, namespace or runtime root"
+    )]
+    Taken { what: String, id: String },
     /// A pod's container before its sandbox.
     #[error("container {id:?} is of sandbox {sandbox:?}, which does not exist: create it first")]
     NoSandbox { id: String, sandbox: String },
@@ -115,7 +120,9 @@ impl Error {
             Self::Invalid(_) | Self::Config(_) => Code::INVALID_ARGUMENT,
             Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::NotFound { .. } | Self::Finished { .. } => Code::NOT_FOUND,
-            Self::Exists { .. } | Self::Creating { .. } => Code::ALREADY_EXISTS,
+            Self::Exists { .. } | Self::Taken { .. } | Self::Creating { .. } => {
+                Code::ALREADY_EXISTS
+            }
             Self::State { .. }
             | Self::NoRuntime { .. }
             | Self::NoCriu(_)

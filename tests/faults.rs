@@ -12,6 +12,7 @@ mod pids;
 mod places;
 mod processes;
 mod runtime;
+mod twins;
 mod watches;
 mod wire;
 mod words;

@@ -158,6 +158,13 @@ impl Containers {
             .decide(&spec, options)
             .inspect_err(|error| log::warn!("container of pod {:?}: {error}", self.group))?;
         let handover = Handover::new(&guest, &spec, &kind, &rootfs)?;
+        let call = Call::new(&id, &bundle, &self.reaper, deadline);
+        if let Some(owner) = runtime.owner(&call).await.filter(|owner| owner != bundle.dir()) {
+            // Undoing a Create that fails for it would end that one.
+            let what =
+                format!("a container of {}, with the same runtime root and id,", owner.display());
+            return Err(Error::Taken { what, id: id.to_string() });
+        }
         let mut record = self.record(&bundle, &runtime)?;
         if !handover.annotations.is_empty() || spec.has_reserved_annotation() {
             bundle.annotate(&handover.annotations)?;
@@ -181,7 +188,6 @@ impl Containers {
             policy: config.io,
             is_confined: spec.is_confined() && !runtime.inner_pids,
         };
-        let call = Call::new(&id, &bundle, &self.reaper, deadline);
         // Once the holder has ended, its pid, by which the spec names namespaces, may be another's.
         let in_pod = || self.admits(&kind).map(drop);
         let made = async {

@@ -26,6 +26,10 @@ pub(crate) fn global(runtime: &Runtime, log: Option<&Path>) -> Vec<OsString> {
     args
 }
 
+pub(super) fn state(id: &ContainerId) -> Vec<OsString> {
+    vec!["state".into(), id.as_str().into()]
+}
+
 pub(super) fn create(
     runtime: &Runtime,
     bundle: &Path,

@@ -152,6 +152,27 @@ impl Runtime {
         self.run(call, "delete", args::delete(call.id, force), None).await
     }
 
+    /// Whose container the runtime has by this id already: its bundle, if it says so.
+    ///
+    /// Two containerds may have the same namespaces and ids, and have one root for their runtimes' state.
+    pub(crate) async fn owner(&self, call: &Call<'_>) -> Option<PathBuf> {
+        #[derive(Deserialize)]
+        struct State {
+            bundle: PathBuf,
+        }
+        self.root.join(call.id.as_str()).symlink_metadata().ok()?;
+        let (output, streams) = Output::capture().ok()?;
+        let mut args = args::global(self, Some(Path::new("/dev/null")));
+        args.extend(args::state(call.id));
+        let dir = call.bundle.dir();
+        let child = call.reaper.spawn(&self.path, &args, dir, &self.env, streams).ok()?;
+        let limit = self.deadlines.of("state");
+        let exit = ended(child, call.deadline, limit, || format!("`{} state`", self.name())).await;
+        let text = exit.ok().filter(|exit| exit.status == 0).map(|_| output.text())?;
+        let state = serde_json::from_str::<State>(&text).ok()?;
+        Some(state.bundle.canonicalize().unwrap_or(state.bundle))
+    }
+
     /// Removes what the runtime keeps of a container in its root, a directory of one namespace: a directory
     /// of the container's name, or, as runsc has it, files `ID_sandbox:SANDBOX.state` and `.lock`. No id
     /// has a colon, so these are no other container's.
