@@ -45,6 +45,7 @@ mod output;
 mod pods;
 mod recorder;
 mod resources;
+mod restarts;
 mod runsc;
 mod soak;
 mod streams;
@@ -296,6 +297,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     resources::CASES,
                     checkpoint::cases(programs, version, runtime, shim),
                     crash::CASES,
+                    restarts::CASES,
                     config::CASES,
                     cri::runtimes::CASES,
                     runsc::cases(programs),
