@@ -146,7 +146,7 @@ mod tests {
                 let (end, hang) = std::sync::mpsc::channel::<()>();
                 ends.push(end);
                 let work = move |_: &Path| {
-                    drop(hang.recv());
+                    let _ended = hang.recv();
                     Ok(())
                 };
                 let error = at(path, "look at", soon(), work).await.unwrap_err();

@@ -50,7 +50,8 @@ fn without_room_in_epoll_nothing_of_the_output_is_lost() {
     if skipped("a lack of room in epoll") {
         return;
     }
-    let places: [(&str, fn(Host)); 3] =
+    type Place = (&'static str, fn(Host));
+    let places: [Place; 3] =
         [("FIFOs", to_fifos), ("a log file", to_a_file), ("a logger", to_a_logger)];
     std::thread::scope(|scope| {
         for (name, check) in places {
