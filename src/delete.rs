@@ -250,8 +250,7 @@ impl Leftover {
 
     /// The container's cgroup: as it was saved, else where config.json has it.
     fn cgroup(&self) -> Option<Cgroup> {
-        // Without a state nothing was begun: what is there may be another containerd's.
-        let saved = self.state.as_ref()?.cgroup.clone();
+        let saved = self.state.as_ref().and_then(|state| state.cgroup.clone());
         saved.or_else(|| {
             let path = self.bundle.spec().ok()?.cgroup_path(&self.id)?;
             Hierarchies::read().ok()?.existing(&path)
