@@ -7,7 +7,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::support::{Host, Mood, Shim, Spec, skipped, timed, within};
 
-/// How long containerd is down, in seconds.
+/// How long containerd is down, in seconds: 60.
 const DOWN: &str = "BERTH_TEST_DOWN";
 
 /// Adds exec processes that are never started, from number `first` on: an event each, and no process.
@@ -43,7 +43,7 @@ fn two_hundred_exits_while_containerd_is_down_come_once_and_in_order() {
     if skipped("events are kept while containerd is down") {
         return;
     }
-    let down: u64 = std::env::var(DOWN).map_or(10, |text| text.parse().unwrap());
+    let down: u64 = std::env::var(DOWN).map_or(60, |text| text.parse().unwrap());
     let host = Host::new();
     let shim = host.start("c", Spec::idle());
     shim.run("c");
