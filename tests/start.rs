@@ -298,7 +298,7 @@ fn a_start_that_fails_leaves_nothing() {
                 fs::create_dir(host.dir.path().join("x/.address")).unwrap();
                 (host.command("x"), host.params("x").write_to_bytes().unwrap())
             },
-            "cannot write address",
+            "/x/address: Is a directory",
         ),
         (
             "nobody reads the answer",
