@@ -3,7 +3,7 @@
 mod idle;
 
 use std::env;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -13,6 +13,7 @@ use log::LevelFilter;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::read;
 use tokio::io::Interest;
 use tokio::net::UnixListener;
 use tokio::task::{LocalSet, spawn_local};
@@ -141,30 +142,37 @@ fn block_signals() -> Result<SignalFd> {
         .map_err(|errno| Error::sys("take signals")(errno.into()))
 }
 
+/// The number of the next signal. nix reads from a descriptor of its own only, and the event loop has this one.
+fn read_signal(signals: &OwnedFd) -> Option<i32> {
+    let mut record = [0; size_of::<libc::signalfd_siginfo>()];
+    let count = read(signals, &mut record).ok()?;
+    let number = record.first_chunk().filter(|_| count == record.len())?;
+    u32::from_ne_bytes(*number).try_into().ok()
+}
+
 async fn handle_signals(signals: SignalFd, reaper: Reaper, containers: Rc<Containers>) {
-    let watched = signals.as_fd().try_clone_to_owned();
-    let watched = match watched.and_then(|fd| Ready::register(Rc::new(fd), Interest::READABLE)) {
-        Ok(watched) => watched,
+    let signals = match Ready::register(Rc::new(signals.into()), Interest::READABLE) {
+        Ok(signals) => signals,
         Err(error) => {
             log::error!("cannot wait for signals: {error}");
             return containers.close();
         }
     };
     // Children that ended before the descriptor was watched are announced by its first readiness.
-    while let Ok(mut ready) = watched.readable().await {
-        while let Ok(Some(info)) = signals.read_signal() {
-            match i32::try_from(info.ssi_signo).map(Signal::try_from) {
-                Ok(Ok(Signal::SIGCHLD)) => reaper.reap(),
-                Ok(Ok(Signal::SIGUSR1)) => {
+    while let Ok(mut ready) = signals.readable().await {
+        while let Some(signal) = read_signal(signals.get_ref()) {
+            match Signal::try_from(signal) {
+                Ok(Signal::SIGCHLD) => reaper.reap(),
+                Ok(Signal::SIGUSR1) => {
                     for line in containers.describe() {
                         log::info!("{line}");
                     }
                 }
-                Ok(Ok(signal)) => {
+                Ok(signal) => {
                     log::info!("{signal}: ending");
                     containers.close();
                 }
-                _ => {}
+                Err(_) => {}
             }
         }
         ready.clear_ready();
