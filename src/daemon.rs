@@ -24,6 +24,7 @@ use crate::container::{Containers, Need};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::ids::Namespace;
+use crate::manage::Management;
 use crate::ready::Ready;
 use crate::reaper::Reaper;
 use crate::rpc::server::{InFlight, serve};
@@ -101,11 +102,14 @@ async fn life(
         socket: socket.clone(),
     };
     spawn_local(watch.run());
+    let management = Management::new(containers.clone(), in_flight.clone());
+    spawn_local(management.clone().run());
     log::info!("berth {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
 
     containers.closed().await;
-    // First the socket's name, so that a `start` that comes now makes a daemon of its own.
+    // First the sockets' names, so that a `start` that comes now makes a daemon of its own.
     socket.remove();
+    management.remove();
     let delivered = timeout(DELIVER, events.delivered()).await.is_ok();
     if timeout(ANSWER, in_flight.idle()).await.is_err() {
         log::warn!("requests are left without an answer");

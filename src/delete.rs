@@ -27,7 +27,7 @@ use crate::runtime::{self, args};
 use crate::sys::child::{self, kill_group, raise_file_limit, reap, spawn, start_time};
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 use crate::wire;
-use crate::{sandbox, socket, start};
+use crate::{manage, sandbox, socket, start};
 
 /// How long all runtime commands together may take; containerd gives `delete` 5 s. runsc looks again
 /// whether its sandbox has ended after 0.5 s and after 1.5 s.
@@ -66,13 +66,13 @@ pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>> {
         let own = Leftover { id, state: bundle.state(), bundle };
         if let Some(pod) = own.bundle.pod_state() {
             pid = pod.holder.and_then(|(pid, _)| Pid::new(pid));
-            remove_sandbox(&own, &pod);
+            remove_sandbox(&own, &pod, flags);
         } else {
             pid = own.init_pid();
             if own.state.is_none() {
                 remove_unused_socket(&own, flags);
             }
-            remove(group(own), Instant::now() + RUNTIME + PROCESSES);
+            remove(group(own, flags), Instant::now() + RUNTIME + PROCESSES);
         }
     }
     let mut response = DeleteResponse::new();
@@ -83,7 +83,7 @@ pub(crate) fn run(flags: &Flags) -> Result<Vec<u8>> {
 }
 
 /// The containers to remove: `own`, and its group if their daemon does not answer any more.
-fn group(own: Leftover) -> Vec<Leftover> {
+fn group(own: Leftover, flags: &Flags) -> Vec<Leftover> {
     let mut all = Vec::new();
     if let Some(state) = &own.state {
         if !socket::is_alive(&state.socket, own.id.as_str()) {
@@ -91,6 +91,7 @@ fn group(own: Leftover) -> Vec<Leftover> {
             all = beside.map_or(Vec::new(), |dir| members(dir, &state.group));
             all.retain(|other| other.id != own.id);
             socket::remove_dead(&state.socket);
+            manage::remove_dead(&state.socket, &flags.namespace, &state.group);
         }
     }
     all.push(own);
@@ -110,6 +111,7 @@ fn remove_unused_socket(own: &Leftover, flags: &Flags) {
     for socket in [Some(usual), told].into_iter().flatten() {
         if !socket::is_alive(&socket, own.id.as_str()) {
             socket::remove_dead(&socket);
+            manage::remove_dead(&socket, &flags.namespace, group);
         }
     }
 }
@@ -131,7 +133,7 @@ fn members(dir: &Path, group: &str) -> Vec<Leftover> {
 /// Removes a sandbox that is no container, and all containers of its pod: those are elsewhere, and
 /// containerd runs `delete` for none of them. Half of that would help nobody: if the daemon lives,
 /// or may live as it hangs, all is left to it.
-fn remove_sandbox(own: &Leftover, pod: &PodState) {
+fn remove_sandbox(own: &Leftover, pod: &PodState, flags: &Flags) {
     if socket::is_alive(&pod.socket, own.id.as_str()) {
         log::warn!("sandbox {:?} is left alone: its daemon lives", own.id.as_str());
         return;
@@ -143,6 +145,7 @@ fn remove_sandbox(own: &Leftover, pod: &PodState) {
     let until = Instant::now() + RUNTIME + PROCESSES;
     remove(pod.bundles.iter().flat_map(|dir| members(dir, &pod.group)).collect(), until);
     socket::remove_dead(&pod.socket);
+    manage::remove_dead(&pod.socket, &flags.namespace, &pod.group);
     if let Some(holder) = &holder {
         ended(holder, until);
     }

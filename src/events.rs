@@ -14,11 +14,12 @@
 //! killed, or if the disk that has them fails. `delete`, which containerd runs then, answers with an exit
 //! in place of the lost one.
 
+mod recent;
 mod store;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -28,10 +29,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use ttrpc::Code;
 
+pub(crate) use self::recent::Recent;
+use self::recent::Ring;
 use self::store::{Head, Read, Record, Store};
 use crate::error::Error;
 use crate::ids::{ContainerId, ExecId, Namespace, Pid};
 use crate::io::StdioSpec;
+use crate::meters;
 use crate::reaper::Exit;
 use crate::rootfs::Mount;
 use crate::rpc::client::Client;
@@ -114,9 +118,24 @@ struct Journal {
     namespace: Namespace,
     places: RefCell<Vec<Rc<PathBuf>>>,
     store: RefCell<Store>,
+    counts: Counts,
+    recent: RefCell<Ring>,
     queued: Notify,
     overflows: Notify,
     empty: Notify,
+}
+
+/// How many events there have been.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Those that happened.
+    pub(crate) queued: Cell<u64>,
+    /// Those that containerd took.
+    pub(crate) delivered: Cell<u64>,
+    /// Those that were dropped, lost with a disk, or refused.
+    pub(crate) dropped: Cell<u64>,
+    /// When containerd last took one, or the first was queued behind none.
+    progress: Cell<Option<Instant>>,
 }
 
 impl Events {
@@ -127,6 +146,8 @@ impl Events {
             // The daemon's own directory, as long as somebody has it.
             places: RefCell::new(vec![Rc::new(PathBuf::from("."))]),
             store: RefCell::default(),
+            counts: Counts::default(),
+            recent: RefCell::default(),
             queued: Notify::new(),
             overflows: Notify::new(),
             empty: Notify::new(),
@@ -143,13 +164,24 @@ impl Events {
     /// Appends an event. Call it in the turn that made the event true, before any await.
     pub(crate) fn queue(&self, event: Event) {
         log::debug!("event: {event:?}");
-        let encoded = wire::event::forward_request(&event, SystemTime::now(), &self.0.namespace);
+        let now = SystemTime::now();
+        self.0.recent.borrow_mut().push(&event, now);
+        let counts = &self.0.counts;
+        meters::add(&counts.queued, 1);
+        let encoded = wire::event::forward_request(&event, now, &self.0.namespace);
         let bytes = match encoded {
             Ok(bytes) => bytes.into_boxed_slice(),
-            Err(error) => return log::error!("an event is lost: {error}"),
+            Err(error) => {
+                meters::add(&counts.dropped, 1);
+                return log::error!("an event is lost: {error}");
+            }
         };
         let mut store = self.0.store.borrow_mut();
+        if store.len() == 0 {
+            counts.progress.set(Some(Instant::now()));
+        }
         if !store.push(Record { bytes, vital: event.is_vital() }) {
+            meters::add(&counts.dropped, 1);
             log::debug!("dropped: {event:?}");
         }
         if store.overflows() {
@@ -161,6 +193,22 @@ impl Events {
     /// How many events containerd has not taken yet.
     pub(crate) fn waiting(&self) -> usize {
         self.0.store.borrow().len()
+    }
+
+    /// How long containerd has taken none of those that wait.
+    pub(crate) fn stalled(&self) -> Duration {
+        let since = self.0.counts.progress.get().filter(|_| self.waiting() > 0);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// How many events there have been.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.0.counts
+    }
+
+    /// The last events, the oldest first.
+    pub(crate) fn recent(&self) -> Vec<Recent> {
+        self.0.recent.borrow().all()
     }
 
     /// Resolves when containerd has taken everything that is queued.
@@ -192,6 +240,8 @@ impl Events {
             let begin = Instant::now();
             match self.forward(&mut client, request, limit).await {
                 Ok(()) => {
+                    meters::add(&self.0.counts.delivered, 1);
+                    self.0.counts.progress.set(Some(Instant::now()));
                     if pause > SECOND_PAUSE {
                         self.say_taken();
                     }
@@ -201,6 +251,7 @@ impl Events {
                     }
                 }
                 Err(error) if refuses_event(&error) => {
+                    meters::add(&self.0.counts.dropped, 1);
                     log::error!("containerd takes no such event, which is dropped: {error}");
                 }
                 Err(error) => {
@@ -244,6 +295,7 @@ impl Events {
                 Head::OnDisk(read) => read_events(&read).await,
             };
             if let Err((error, count)) = self.0.store.borrow_mut().read(result) {
+                meters::add(&self.0.counts.dropped, count as u64);
                 log::error!("{count} events are lost, which the disk had: {error}");
             }
         }

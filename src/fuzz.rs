@@ -13,7 +13,7 @@ use crate::bundle::Spec;
 use crate::ids::ContainerId;
 use crate::sandbox::kind::Kind;
 use crate::sandbox::sizing::{Limits, Sizing};
-use crate::{cgroup, cli, config, io, rootfs, rpc, runtime, wire};
+use crate::{cgroup, cli, config, io, manage, rootfs, rpc, runtime, wire};
 
 /// What a caller of `start` writes to its standard input, and its arguments.
 pub fn bootstrap(data: &[u8]) {
@@ -99,6 +99,11 @@ pub fn output(data: &[u8]) {
     io::fuzz::records(data);
 }
 
+/// What a client of the management interface sends.
+pub fn http(data: &[u8]) {
+    manage::http::fuzz(data);
+}
+
 /// Frames of ttrpc, and the messages in them and in streams.
 pub fn frames(data: &[u8]) {
     rpc::fuzz(data);
@@ -116,12 +121,13 @@ mod tests {
     #[test]
     fn samples_and_past_findings_hold() {
         type Target = fn(&[u8]);
-        let targets: [(&str, Target); 12] = [
+        let targets: [(&str, Target); 13] = [
             ("annotations", annotations),
             ("bootstrap", bootstrap),
             ("cgroup_files", cgroup_files),
             ("configuration", configuration),
             ("frames", frames),
+            ("http", http),
             ("logger", logger),
             ("mount_options", mount_options),
             ("options", options),

@@ -12,11 +12,15 @@
 //! daemon.rs     the long life: sub-reaper, signals, server, end; daemon/idle.rs: its end when nobody
 //!               needs it; log.rs: records -> `log` FIFO
 //! service/      the ttrpc services: decode, call, encode
+//! manage/       what a daemon tells of itself: mod.rs: HTTP on a unix socket, from the first container on;
+//!               place.rs: where that is; http.rs: requests and answers; pages.rs: what there is to ask;
+//!               exposition.rs: Prometheus' text; process.rs: what the kernel knows of the shim
 //! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
 //!               create.rs, exec.rs, exit.rs: its beginnings and ends; undo.rs: what is left of a beginning
-//!               that failed; handover.rs: what is left to the runtime; pod.rs: the sandbox beside it; idle.rs: who needs the daemon; oom.rs: tells
-//!               of OOM kills; pause.rs: Pause, Resume; checkpoint.rs: Checkpoint, and Start from one;
-//!               process.rs: id, pid, stdio, state; state.rs: the lifecycle as one pure table
+//!               that failed; handover.rs: what is left to the runtime; pod.rs: the sandbox beside it;
+//!               idle.rs: who needs the daemon; oom.rs: tells of OOM kills; view.rs: what people see of
+//!               them; pause.rs: Pause, Resume; checkpoint.rs: Checkpoint, and Start from one; process.rs:
+//!               id, pid, stdio, state; state.rs: the lifecycle as one pure table
 //! sandbox/      kind.rs: sandbox, pod container or single; sizing.rs: CPUs and memory; pod.rs: how a
 //!               pod was asked for; all pure. A sandbox that is no container: held.rs: its life;
 //!               spawn.rs, holder.rs: both sides of the process that holds its namespaces; files.rs:
@@ -39,9 +43,11 @@
 //!               one read a file; make.rs: new ones; stats/; oom.rs: the count of processes killed for
 //!               lack of memory
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken;
-//!               events/store.rs: what waits, in memory and behind it in a file
+//!               events/store.rs: what waits, in memory and behind it in a file; events/recent.rs: the last
+//!               ones, for people
 //! ready.rs      when a descriptor is ready: told by the event loop, or looked for where that has no room
 //! reaper.rs     the only wait; spawns the daemon's children; `Watch` keeps exits that precede the pid
+//! meters.rs     what the daemon counts of its own work
 //! rpc/          ttrpc: mod.rs: frames, pure; server.rs; peers.rs: how many it has; client.rs,
 //!               blocking.rs: calls; duplex.rs: streams beside the calls; stream.rs, writer.rs: frames
 //!               in and out
@@ -59,8 +65,9 @@
 //! sys/          the only `unsafe`: one file per kind of system call; no policy, no logging
 //! ```
 //!
-//! Calls go down: `main > cli > start|delete|info|daemon > service > container > sandbox|runtime|rootfs|io|
-//! cgroup|events > reaper > rpc|bundle|config|socket|rootless|wire|ids|error > sys`. `container` alone
+//! Calls go down: `main > cli > start|delete|info|daemon > service|manage > container >
+//! sandbox|runtime|rootfs|io|cgroup|events > reaper > meters > rpc|bundle|config|socket|rootless|wire|ids|error >
+//! sys`. `container` alone
 //! combines its siblings.
 //!
 //! ```text
@@ -115,6 +122,8 @@ mod info;
 mod input;
 mod io;
 mod log;
+mod manage;
+mod meters;
 mod ready;
 mod reaper;
 mod rootfs;

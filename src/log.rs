@@ -2,6 +2,7 @@
 //! containerd copies to its own log. Writing never blocks: what does not fit is dropped and
 //! counted, and the next record that fits says how many are missing.
 
+use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
@@ -18,6 +19,27 @@ pub(crate) const LEVEL: &str = "BERTH_LOG_LEVEL";
 
 /// Longest record: a write(2) of up to `PIPE_BUF` bytes is never mixed with another's.
 const MAX_RECORD: usize = libc::PIPE_BUF;
+
+/// How much of what was logged is remembered, in bytes.
+const REMEMBERED: usize = 16 << 10;
+
+/// The last records, for whoever asks the process for them; no memory before the first.
+static RECENT: Mutex<VecDeque<u8>> = Mutex::new(VecDeque::new());
+
+/// The last records, whole lines, 16 KiB at most.
+pub(crate) fn recent() -> Vec<u8> {
+    let recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+    recent.iter().copied().collect()
+}
+
+/// Keeps a record in the place of the oldest ones.
+fn remember(recent: &mut VecDeque<u8>, line: &[u8]) {
+    while recent.len() + line.len() > REMEMBERED {
+        let Some(end) = recent.iter().position(|byte| *byte == b'\n') else { break };
+        recent.drain(..=end);
+    }
+    recent.extend(line);
+}
 
 /// How much to log: [`LEVEL`] if it names a level, else `asked`.
 pub(crate) fn level(asked: LevelFilter) -> LevelFilter {
@@ -107,6 +129,9 @@ impl Log for Fifo {
         };
         let now = SystemTime::now();
         let line = format(now, record.level(), record.args(), &self.id, state.dropped);
+        if let Ok(mut recent) = RECENT.try_lock() {
+            remember(&mut recent, line.as_bytes());
+        }
         match self.write(&mut state, line.as_bytes()) {
             Ok(()) => state.dropped = 0,
             Err(_) => state.dropped += 1,
@@ -265,6 +290,20 @@ mod tests {
         let line = format(now, Level::Warn, &format_args!("{long}"), "x", 7);
         assert!((MAX_RECORD - 2..=MAX_RECORD).contains(&line.len()), "{}", line.len());
         assert!(line.ends_with("ä…\" id=x dropped=7\n"));
+    }
+
+    #[test]
+    fn the_last_records_are_remembered_as_whole_lines() {
+        let mut recent = VecDeque::new();
+        for number in 0..3000 {
+            remember(&mut recent, format!("line {number}\n").as_bytes());
+        }
+        let text = String::from_utf8(recent.into()).unwrap();
+        assert!((REMEMBERED - 10..=REMEMBERED).contains(&text.len()), "{}", text.len());
+        let lines: Vec<_> = text.lines().collect();
+        assert!(
+            lines.iter().all(|line| line.starts_with("line ")) && lines.ends_with(&["line 2999"])
+        );
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::ids::Pid;
+use crate::meters::Meters;
 use crate::sys::child::{self, FileLimit, Streams};
 use crate::sys::pidfd::pidfd_open;
 
@@ -52,6 +53,7 @@ pub(crate) struct Reaper(Rc<Inner>);
 struct Inner {
     /// What the children get, where the daemon has taken more for itself.
     files: Option<FileLimit>,
+    meters: Rc<Meters>,
     claimed: RefCell<HashMap<Pid, oneshot::Sender<Exit>>>,
     /// Those of [`Reaper::spawn_apart`].
     apart: RefCell<HashSet<Pid>>,
@@ -87,6 +89,11 @@ impl Reaper {
     /// A reaper whose children get the limit `files`.
     pub(crate) fn new(files: Option<FileLimit>) -> Self {
         Self(Rc::new(Inner { files, ..Inner::default() }))
+    }
+
+    /// What the daemon counts; whoever starts a child has something to count.
+    pub(crate) fn meters(&self) -> &Rc<Meters> {
+        &self.0.meters
     }
 
     /// Reaps all children that have ended; call it on SIGCHLD.

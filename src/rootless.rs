@@ -16,6 +16,11 @@ use crate::error::{Error, Result};
 /// use it, gives a rootless containerd a `/run` of its own, so that the path stays the same.
 const STATE: &str = "/run/containerd";
 
+/// The same for what only berth has.
+const RUN: &str = "/run/berth";
+/// The environment variable with another directory in its place.
+const RUN_DIR: &str = "BERTH_RUN_DIR";
+
 /// Whether this process is in a user namespace that an ordinary user may have made.
 pub(crate) fn in_user_namespace() -> bool {
     // Without the file the kernel knows no user namespaces.
@@ -61,6 +66,19 @@ pub(crate) fn state_dir(rootless: bool) -> PathBuf {
         return usual.to_owned();
     }
     absolute(env::var_os("XDG_RUNTIME_DIR")).map_or(usual.into(), |dir| dir.join("containerd"))
+}
+
+/// Where management sockets go: `/run/berth`, or `$XDG_RUNTIME_DIR/berth` for a rootless berth that cannot
+/// write there, unless [`RUN_DIR`] names another directory.
+pub(crate) fn run_dir() -> PathBuf {
+    if let Some(dir) = absolute(env::var_os(RUN_DIR)) {
+        return dir;
+    }
+    let usual = Path::new(RUN);
+    if !detected() || is_usable(usual) {
+        return usual.to_owned();
+    }
+    absolute(env::var_os("XDG_RUNTIME_DIR")).map_or(usual.into(), |dir| dir.join("berth"))
 }
 
 /// Whether we can make files in `dir`, or the directory itself if it is missing.

@@ -43,7 +43,7 @@ const DIR: &str = "s";
 
 /// Longest path of a socket, as containerd's shims have it: 107 bytes and a NUL fit into the
 /// kernel's `sockaddr_un`.
-const MAX_PATH: usize = 106;
+pub(crate) const MAX_PATH: usize = 106;
 /// For finding out what to do with a socket that is there already, questions included.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// For the answer of a shim, in `delete`; one that gives none in that time is left alone.
@@ -121,6 +121,13 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
+    /// Becomes the listener, whose owner has to unlink the socket.
+    pub(crate) fn into_listener(self) -> io::Result<UnixListener> {
+        let listener = UnixListener::from(self.listener.try_clone()?);
+        self.keep();
+        Ok(listener)
+    }
+
     /// Leaves the socket to the daemon.
     pub(crate) fn keep(mut self) {
         self.path = None;
@@ -200,6 +207,21 @@ pub(crate) fn claim(path: &Path, id: &str) -> Result<Claim> {
             Found::Busy => {}
         }
         pause(path, deadline)?;
+    }
+}
+
+/// Binds a socket (mode 0600, its directory 0700) in the place of a dead one, for other purposes than
+/// [`claim`]: nobody who listens there is asked anything. It waits for nothing.
+///
+/// # Errors
+/// [`Error::Exists`] if somebody listens there; [`Error::Deadline`] if another process is about to bind or
+/// remove a socket in that directory; [`Error::Io`].
+pub(crate) fn bind_now(path: &Path) -> Result<Bound> {
+    match bind_or_connect(path, Instant::now())? {
+        Found::Free(bound) => Ok(bound),
+        Found::Listening(_) | Found::Busy => {
+            Err(Error::Exists { what: "a listener on", id: path.display().to_string() })
+        }
     }
 }
 

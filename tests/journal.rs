@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::support::http::{get, samples};
 use crate::support::{Host, Mood, Shim, Spec, skipped, timed, within};
 
 /// How long containerd is down, in seconds: 60.
@@ -157,6 +158,8 @@ fn a_full_disk_costs_no_exit() {
     numbers.dedup();
     assert!(lines.len() >= numbers.len() + exits.len());
     shim.log().wait_for("were dropped for want of disk space");
+    let metrics = samples(&get(&host.management("c"), "/metrics").body);
+    assert!(metrics["berth_events_dropped_total"] >= 1.0, "{metrics:#?}");
     shim.stop();
     drop(full);
 }

@@ -13,6 +13,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use crate::support::http::{get, samples};
 use crate::support::{Code, Host, Shim, Spec, eventually, skipped, stock, timed};
 
 /// The beginning of a logger that is ready at once, by either version of the protocol.
@@ -220,6 +221,8 @@ fn a_killed_logger_is_replaced_and_the_pipe_loses_nothing() {
     assert_eq!(shim.wait("c", "").unwrap().exit_status, 3);
     shim.signal(Signal::SIGUSR1);
     shim.log().wait_for("streams open, logger restarted 1 times");
+    let metrics = samples(&get(&host.management("c"), "/metrics").body);
+    assert_eq!(metrics["berth_logger_restarts_total"], 1.0);
     assert_eq!(shim.reap("c", ""), 3);
     let expected: String = (1..=LINES).map(|line| format!("{line}\n")).collect();
     let out = logger.text("out");

@@ -23,6 +23,7 @@ mod io;
 mod journal;
 mod logfile;
 mod logger;
+mod manage;
 mod model;
 mod options;
 mod output;

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::hierarchy::Hierarchies;
 pub(crate) use self::make::slice_path;
-pub(crate) use self::oom::{OomWatch, Toll};
+pub(crate) use self::oom::{Limit, OomWatch, Toll};
 pub(crate) use self::tree::Removal;
 use crate::error::{Error, Result};
 use crate::ids::Pid;

@@ -14,7 +14,7 @@ mod source;
 pub(crate) use body::shim_cgroup;
 pub(crate) use entry::{BlockRootfs, Deadlines, Entry, Guest, NydusRootfs};
 pub(crate) use io::{Io, OnFull};
-pub(crate) use show::{check, show};
+pub(crate) use show::{check, effective, show};
 pub(crate) use source::{CONFIG_ANNOTATION, Environment, RUNTIME_ANNOTATION, Request, load};
 
 use std::collections::BTreeMap;
@@ -89,6 +89,8 @@ pub(crate) struct Config {
     pub(crate) fuse_overlayfs: Choice,
     /// What happens to output that nobody takes.
     pub(crate) io: Io,
+    /// Whether the daemon answers questions about itself.
+    pub(crate) management: bool,
     /// Single values under the names of runc's options; only `config_body` can have them.
     pub(crate) options: RuntimeOptions,
     /// What the configuration is, for errors that it leads to.
@@ -169,6 +171,7 @@ impl Default for Config {
             gate: Gate::default(),
             fuse_overlayfs: Choice::Auto,
             io: Io::default(),
+            management: true,
             options: RuntimeOptions::default(),
             origin: "built-in defaults".into(),
         }
@@ -195,6 +198,7 @@ impl Config {
         let gate = gate(&mut top, via);
         let fuse_overlayfs = top.take("fuse_overlayfs", default.fuse_overlayfs);
         let io = io::io(&mut top);
+        let management = management(&mut top);
         let mut runtimes = BTreeMap::new();
         for (name, place, table) in top.take_tables("runtimes") {
             let key = format!("runtimes.{}", show::key(&name));
@@ -207,8 +211,17 @@ impl Config {
         let runtime = asked.settle(&mut top, &runtimes);
         top.finish();
         let origin = default.origin;
-        Self { runtime, runtimes, deadlines, gate, fuse_overlayfs, io, options, origin }
+        Self { runtime, runtimes, deadlines, gate, fuse_overlayfs, io, management, options, origin }
     }
+}
+
+/// Reads the table `management`.
+fn management(top: &mut Section<'_>) -> bool {
+    let table = top.take_table("management").unwrap_or_default();
+    let mut section = top.section("management", table);
+    let enabled = section.take("enabled", true);
+    section.finish();
+    enabled
 }
 
 fn gate(top: &mut Section<'_>, via: Option<Via>) -> Gate {

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use super::Config;
 use super::document::Via;
 use super::section::Setting;
 use super::source::{
@@ -45,6 +46,20 @@ pub(crate) fn show(query: &ConfigQuery) -> Result<String> {
         }
     }
     Ok(text(&loaded, query.origin))
+}
+
+/// The configuration that `request` gets now, and its text as [`show`] has it, with the origin of each
+/// value. What runtimes get in their environment is not shown: it may be secret.
+///
+/// # Errors
+/// Those that a Create would have.
+pub(crate) fn effective(request: Request<'_>) -> Result<(Config, String)> {
+    let mut loaded = source::load_with(request, Origins::Kept)?;
+    for setting in loaded.settings.iter_mut().filter(|setting| setting.table.ends_with(".env")) {
+        setting.value = Some("(not shown)".into());
+    }
+    let text = text(&loaded, true);
+    Ok((loaded.config, text))
 }
 
 /// Checks a file with its drop-ins, one in the directory of presets as a preset; returns what to say

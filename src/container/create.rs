@@ -22,6 +22,7 @@ use crate::container::handover::Handover;
 use crate::container::oom::Oom;
 use crate::container::pod::Admission;
 use crate::container::undo::undo;
+use crate::container::view::Asked;
 use crate::container::{Container, Containers, Process, Progress, Slot};
 use crate::error::{Error, Result};
 use crate::events::Event;
@@ -256,6 +257,7 @@ impl Containers {
         log::info!("configuration: {}", config.origin);
         let config = Rc::new(config);
         self.config.replace(Some(config.clone()));
+        self.asked.replace(Asked::new(annotation, options));
         Ok(config)
     }
 
@@ -334,6 +336,7 @@ impl Containers {
         });
         self.map.borrow_mut().insert(parts.id, Slot::Ready(container.clone()));
         self.asked_to_close.set(false);
+        self.note_begin();
         if let Some(made) = made {
             container.adopt(made);
         }
@@ -351,6 +354,7 @@ impl Container {
                 init,
                 self.shared.events.clone(),
                 self.toll.clone(),
+                self.shared.reaper.meters().clone(),
             ));
             let _ = self.cgroup.set(cgroup); // a container is made once
         }

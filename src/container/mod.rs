@@ -14,12 +14,14 @@ mod pod;
 mod process;
 mod state;
 mod undo;
+mod view;
 
 pub(crate) use container::Container;
 pub(crate) use create::Creation;
 pub(crate) use idle::Need;
 pub(crate) use process::Process;
 pub(crate) use state::State;
+pub(crate) use view::View;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -30,6 +32,7 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::view::Asked;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Events;
@@ -58,6 +61,11 @@ pub(crate) struct Containers {
     sandbox: RefCell<Option<Rc<Sandbox>>>,
     /// That of the first container, for all that come after it.
     config: RefCell<Option<Rc<Config>>>,
+    /// What chose it, unless it is the machine's.
+    asked: RefCell<Option<Asked>>,
+    /// There is a container, or was, or a sandbox that is none.
+    begun: Cell<bool>,
+    begins: Notify,
     /// Shutdown was asked for while all that there was were creations under way.
     asked_to_close: Cell<bool>,
     closing: Cell<bool>,
@@ -131,6 +139,9 @@ impl Containers {
             map: RefCell::default(),
             sandbox: RefCell::default(),
             config: RefCell::default(),
+            asked: RefCell::default(),
+            begun: Cell::default(),
+            begins: Notify::new(),
             asked_to_close: Cell::default(),
             closing: Cell::default(),
             closes: Notify::new(),

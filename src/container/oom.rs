@@ -5,10 +5,11 @@ use std::rc::Rc;
 
 use tokio::task::{AbortHandle, spawn_local};
 
-use crate::cgroup::{Cgroup, OomWatch, Toll};
+use crate::cgroup::{Cgroup, Limit, OomWatch, Toll};
 use crate::container::{Container, Process};
 use crate::events::{Event, Events};
 use crate::ids::ContainerId;
+use crate::meters::{self, Meters};
 
 /// Tells of kills in one container, until it is dropped.
 pub(super) struct Oom {
@@ -21,6 +22,7 @@ struct Teller {
     id: ContainerId,
     events: Events,
     toll: Rc<Cell<Toll>>,
+    meters: Rc<Meters>,
 }
 
 impl Drop for Oom {
@@ -40,8 +42,9 @@ impl Oom {
         init: Rc<Process>,
         events: Events,
         toll: Rc<Cell<Toll>>,
+        meters: Rc<Meters>,
     ) -> Option<Self> {
-        let teller = Rc::new(Teller { watch: OomWatch::open(cgroup)?, id, events, toll });
+        let teller = Rc::new(Teller { watch: OomWatch::open(cgroup)?, id, events, toll, meters });
         let told = teller.clone();
         let task = spawn_local(async move {
             loop {
@@ -62,6 +65,12 @@ impl Teller {
             self.id,
             self.toll.get().kills
         );
+        let limit = match kills.limit {
+            Limit::Own => 0,
+            Limit::LikelyOwn => 1,
+            Limit::Around => 2,
+        };
+        meters::add(&self.meters.oom_kills[limit], kills.new);
         self.events.queue(Event::Oom { id: self.id.clone() });
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::SystemTime;
 
 use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{Instant, timeout_at};
@@ -31,6 +32,8 @@ pub(crate) struct Process {
     pub(super) inner_pid: Cell<Option<Pid>>,
     pidfd: RefCell<Option<OwnedFd>>,
     io: RefCell<Option<Rc<ProcessIo>>>,
+    /// When the runtime had made it, and when its program began to run.
+    times: Cell<[Option<SystemTime>; 2]>,
     /// CloseIO was called, perhaps before the streams were opened.
     stdin_closed: Cell<bool>,
     /// Set when the process was reaped; `state` follows when its exit is announced.
@@ -61,6 +64,7 @@ impl Process {
             inner_pid: Cell::default(),
             pidfd: RefCell::default(),
             io: RefCell::default(),
+            times: Cell::default(),
             stdin_closed: Cell::default(),
             dead: Cell::default(),
             outcome: watch::Sender::new(Outcome::Pending),
@@ -77,6 +81,11 @@ impl Process {
         self.pid.get()
     }
 
+    /// When the runtime had made it, and when its program began to run.
+    pub(crate) fn times(&self) -> [Option<SystemTime>; 2] {
+        self.times.get()
+    }
+
     /// Its open streams, until Delete.
     pub(crate) fn io(&self) -> Option<Rc<ProcessIo>> {
         self.io.borrow().clone()
@@ -85,6 +94,7 @@ impl Process {
     /// Binds what the runtime made to this description.
     pub(crate) fn bind(&self, pid: Pid, pidfd: Option<OwnedFd>, io: ProcessIo) {
         self.pid.set(Some(pid));
+        self.times.set([Some(SystemTime::now()), None]);
         self.pidfd.replace(pidfd);
         self.io.replace(Some(Rc::new(io)));
         if self.stdin_closed.get() {
@@ -151,6 +161,10 @@ impl Process {
     pub(crate) fn apply(&self, change: Change) {
         if let Some(next) = self.state.get().after(change) {
             self.state.set(next);
+            if change == Change::Start {
+                let [made, _] = self.times.get();
+                self.times.set([made, Some(SystemTime::now())]);
+            }
         }
     }
 

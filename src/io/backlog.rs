@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use super::spill::Ring;
 use crate::config::{self, OnFull};
+use crate::meters::{self, Meters};
 
 /// Memory that a stream may have beside the sink's buffer whatever is configured: the unit in which
 /// bytes come.
@@ -26,6 +27,8 @@ pub(super) struct Keep {
     pub(super) name: String,
     /// Bytes that were dropped so far.
     pub(super) dropped: Rc<Cell<u64>>,
+    /// Where those of all streams are counted, and the bytes that move.
+    pub(super) meters: Rc<Meters>,
 }
 
 /// The bytes that wait for a sink.
@@ -179,6 +182,7 @@ impl<'a> Backlog<'a> {
             log::warn!("nobody takes {}: its oldest bytes are dropped from now on", self.keep.name);
         }
         self.keep.dropped.set(self.keep.dropped.get() + bytes);
+        meters::add(&self.keep.meters.dropped_bytes, bytes);
     }
 }
 
@@ -210,7 +214,8 @@ mod tests {
             ..config::Io::default()
         };
         let bundle = bundle.to_owned();
-        Keep { policy, bundle, name: "stdout".into(), dropped: Rc::default() }
+        let meters = Rc::default();
+        Keep { policy, bundle, name: "stdout".into(), dropped: Rc::default(), meters }
     }
 
     /// Pushes numbered bytes as long as there is room, at most `most`; returns how many.

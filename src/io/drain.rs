@@ -19,11 +19,12 @@ use nix::unistd::read;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use super::Stream;
 use super::driver::Feed;
 use super::pipe::enlarge;
 use super::task::Work;
+use super::{Context, Stream};
 use crate::error::{Error, Result};
+use crate::meters::Bytes;
 use crate::sys;
 
 /// The buffer that exists while bytes come, in bytes.
@@ -71,11 +72,11 @@ pub(super) struct Stopped;
 pub(super) async fn start<S: Store>(
     name: String,
     feeds: Vec<Feed>,
-    deadline: Option<Instant>,
+    context: &Context<'_>,
     open: impl FnOnce() -> Result<S> + Send + 'static,
 ) -> Result<Work> {
     let started = Instant::now();
-    let limit = deadline.unwrap_or(started + OPEN).min(started + OPEN);
+    let limit = context.deadline.unwrap_or(started + OPEN).min(started + OPEN);
     let failed = |error| Error::sys("start a thread for output")(error);
     let pipes = copies(&feeds, &name).map_err(failed)?;
     let stop = Arc::new(Stop::new().map_err(failed)?);
@@ -83,7 +84,9 @@ pub(super) async fn start<S: Store>(
     let (words, said) = mpsc::unbounded_channel();
     let (opened, is_open) = oneshot::channel();
     let what = format!("opening {name}");
-    let control = Control { stop, words, name, failing: Cell::default(), warned: Cell::default() };
+    let bytes = context.reaper.meters().output_bytes.clone();
+    let (failing, warned) = Default::default();
+    let control = Control { stop, words, name, bytes, failing, warned };
     let thread = move || match open() {
         Ok(store) => {
             // Else it came too late, and nobody waits.
@@ -174,6 +177,7 @@ pub(super) struct Control {
     stop: Arc<Stop>,
     words: mpsc::UnboundedSender<Word>,
     name: String,
+    bytes: Bytes,
     failing: Cell<Option<Failing>>,
     warned: Cell<Option<std::time::Instant>>,
 }
@@ -298,6 +302,7 @@ fn drain(mut pipes: Vec<Pipe>, mut store: impl Store, control: &Control) -> Resu
                 continue;
             }
             store.take(pipe.stream, &buffer[..count], control)?;
+            control.bytes.add(count);
             most = most.max(Some(count));
         }
         if let Some(number) = ended {

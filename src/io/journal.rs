@@ -29,7 +29,7 @@ pub(super) async fn start(
     context: &Context<'_>,
 ) -> Result<Work> {
     let fields = Fields::new(target, context);
-    drain::start("the journal".into(), feeds, context.deadline, move || Journal::open(fields)).await
+    drain::start("the journal".into(), feeds, context, move || Journal::open(fields)).await
 }
 
 /// What all entries of a process have in common.

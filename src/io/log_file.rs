@@ -32,7 +32,7 @@ pub(super) async fn start(
 ) -> Result<Work> {
     let name = format!("file {}", target.path.display());
     let target = target.clone();
-    drain::start(name, feeds, context.deadline, move || LogFile::open(&target)).await
+    drain::start(name, feeds, context, move || LogFile::open(&target)).await
 }
 
 /// A file that grows at its end, by whole records unless it is raw.

@@ -31,6 +31,7 @@ use super::task::Work;
 use super::uri::LoggerTarget;
 use super::{Context, Stream};
 use crate::error::{Error, Result};
+use crate::meters;
 use crate::ready::Ready;
 use crate::reaper::{Exit, Reaper};
 
@@ -199,6 +200,7 @@ impl Logger {
             }
             if let Some(feed) = self.feeds.first() {
                 feed.output.count_restart();
+                meters::add(&self.reaper.meters().logger_restarts, 1);
             }
             match self.start(READY).await {
                 Ok(process) => return Some(process),

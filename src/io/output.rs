@@ -180,6 +180,7 @@ impl Output {
             bundle: context.bundle.to_owned(),
             name: format!("{} of {:?}", self.stream.name(), context.id),
             dropped: self.dropped.clone(),
+            meters: context.reaper.meters().clone(),
         }
     }
 

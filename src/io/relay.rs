@@ -192,7 +192,10 @@ impl Relay {
         let mut moved = 0;
         loop {
             match self.step()? {
-                Step::End => return Ok(Burst::End),
+                Step::End => {
+                    self.count(moved);
+                    return Ok(Burst::End);
+                }
                 Step::Moved(bytes) => moved += bytes,
                 Step::Blocked => break,
             }
@@ -202,9 +205,17 @@ impl Relay {
         }
         if moved > 0 {
             self.last = Some(Instant::now());
+            self.count(moved);
         }
         self.grow(moved);
         Ok(if moved >= TURN { Burst::More } else { Burst::Blocked(moved) })
+    }
+
+    /// Counts bytes of output.
+    fn count(&self, moved: usize) {
+        if let Some(keep) = &self.keep {
+            keep.meters.output_bytes.add(moved);
+        }
     }
 
     /// Enlarges the pipes of a stream that fills them: fewer and larger moves.
@@ -286,7 +297,10 @@ impl Relay {
                     ready?;
                     backlog.fetch().await;
                     match write(&*sink, backlog.oldest()) {
-                        Ok(count) => backlog.written(count),
+                        Ok(count) => {
+                            backlog.written(count);
+                            keep.meters.output_bytes.add(count);
+                        }
                         Err(Errno::EAGAIN) => sink.forget()?,
                         Err(Errno::EINTR) => {}
                         Err(errno) => return Err(errno.into()),

@@ -98,6 +98,11 @@ impl InFlight {
         self.begun.get()
     }
 
+    /// How many requests are being answered.
+    pub(crate) fn answering(&self) -> usize {
+        self.count.get()
+    }
+
     /// Whether a request is being answered.
     pub(crate) fn is_answering(&self) -> bool {
         self.count.get() > 0

@@ -167,7 +167,9 @@ impl Runtime {
         let dir = call.bundle.dir();
         let child = call.reaper.spawn(&self.path, &args, dir, &self.env, streams).ok()?;
         let limit = self.deadlines.of("state");
-        let exit = ended(child, call.deadline, limit, || format!("`{} state`", self.name())).await;
+        let exit =
+            ended(child, call.reaper, call.deadline, limit, || format!("`{} state`", self.name()))
+                .await;
         let text = exit.ok().filter(|exit| exit.status == 0).map(|_| output.text())?;
         let state = serde_json::from_str::<State>(&text).ok()?;
         Some(state.bundle.canonicalize().unwrap_or(state.bundle))
@@ -298,17 +300,23 @@ impl Runtime {
                 (Some(output), streams)
             }
         };
+        let limit = self.deadlines.of(name);
+        let mut command = call.reaper.meters().command(name, call.id, limit);
         let child = call
             .reaper
             .spawn(&self.path, &args, call.bundle.dir(), env, streams)
-            .map_err(|error| self.cannot_start(error))?;
+            .map_err(|error| self.cannot_start(error))
+            .inspect_err(|_| command.ended("not started"))?;
         let what = || format!("`{} {name}`", self.name());
-        let ended = ended(child, call.deadline, self.deadlines.of(name), what).await;
+        let ended = ended(child, call.reaper, call.deadline, limit, what).await;
         let exit = ended.map_err(|late| {
+            command.ended("deadline");
             call.stray.replace(late.cgroup);
             late.error
         })?;
         call.ended.set(exit.nth);
+        command.ended(if exit.status == 0 { "ok" } else { "failed" });
+        drop(command);
         if exit.status == 0 {
             return Ok(());
         }
@@ -341,6 +349,7 @@ struct Late {
 /// Waits until a command ends; kills it when its own time `limit` or the `caller`'s has passed.
 async fn ended(
     child: Child,
+    reaper: &Reaper,
     caller: Option<Instant>,
     limit: Duration,
     what: impl Fn() -> String,
@@ -355,6 +364,7 @@ async fn ended(
             let cgroup = kill_tree(pid);
             if timeout(KILL_GRACE, exit).await.is_err() {
                 log::error!("{} (pid {pid}) cannot be killed", what());
+                reaper.meters().note_unkillable(what(), pid);
             }
             let limit = deadline.saturating_duration_since(began);
             Err(Late { error: Error::Deadline { what: what(), limit }, cgroup })
@@ -386,7 +396,7 @@ pub(crate) async fn help(
     let child =
         reaper.spawn(program, args, cwd, &[], streams).map_err(Error::io("run", program))?;
     let late = || format!("`{}`", program.display());
-    let exit = ended(child, None, limit, late).await.map_err(|late| late.error)?;
+    let exit = ended(child, reaper, None, limit, late).await.map_err(|late| late.error)?;
     if exit.status == 0 {
         return Ok(());
     }

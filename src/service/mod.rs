@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use protobuf::Message;
 use tokio::time::Instant;
+use ttrpc::Code;
 use ttrpc::proto::Request;
 
 use crate::container::Containers;
@@ -29,6 +30,29 @@ impl Services {
 
 impl Handler for Services {
     async fn call(self: Rc<Self>, request: Request, deadline: Option<Instant>) -> Result<Vec<u8>> {
+        let began = Instant::now();
+        let result = self.dispatch(&request, deadline).await;
+        let method = METHODS.iter().find(|known| **known == request.method);
+        let code = result.as_ref().err().map_or(Code::OK, Error::code);
+        let calls = &self.containers.reaper.meters().calls;
+        calls.note(method.copied().unwrap_or("other"), name(code), began.elapsed());
+        result
+    }
+
+    fn open(self: Rc<Self>, request: &Request, out: Outbound) -> Result<Rc<dyn Inbound>> {
+        match (request.service.as_str(), request.method.as_str()) {
+            ("containerd.services.streaming.v1.Streaming", method) => {
+                streaming::open(&self.containers, method, out)
+            }
+            (service, method) => {
+                Err(Error::Unimplemented(format!("stream {method} of service {service}")))
+            }
+        }
+    }
+}
+
+impl Services {
+    async fn dispatch(&self, request: &Request, deadline: Option<Instant>) -> Result<Vec<u8>> {
         match request.service.as_str() {
             // Their messages agree in every field that both have.
             "containerd.task.v2.Task" | "containerd.task.v3.Task" => {
@@ -41,16 +65,53 @@ impl Handler for Services {
             service => Err(Error::Unimplemented(format!("service {service}"))),
         }
     }
+}
 
-    fn open(self: Rc<Self>, request: &Request, out: Outbound) -> Result<Rc<dyn Inbound>> {
-        match (request.service.as_str(), request.method.as_str()) {
-            ("containerd.services.streaming.v1.Streaming", method) => {
-                streaming::open(&self.containers, method, out)
-            }
-            (service, method) => {
-                Err(Error::Unimplemented(format!("stream {method} of service {service}")))
-            }
-        }
+/// The methods of both services, as they are counted.
+const METHODS: [&str; 26] = [
+    "State",
+    "Create",
+    "Start",
+    "Delete",
+    "Pids",
+    "Pause",
+    "Resume",
+    "Checkpoint",
+    "Kill",
+    "Exec",
+    "ResizePty",
+    "CloseIO",
+    "Update",
+    "Wait",
+    "Stats",
+    "Connect",
+    "Shutdown",
+    "CreateSandbox",
+    "StartSandbox",
+    "Platform",
+    "StopSandbox",
+    "WaitSandbox",
+    "SandboxStatus",
+    "PingSandbox",
+    "ShutdownSandbox",
+    "SandboxMetrics",
+];
+
+/// A status as gRPC writes it.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::OK => "OK",
+        Code::INVALID_ARGUMENT => "INVALID_ARGUMENT",
+        Code::DEADLINE_EXCEEDED => "DEADLINE_EXCEEDED",
+        Code::NOT_FOUND => "NOT_FOUND",
+        Code::ALREADY_EXISTS => "ALREADY_EXISTS",
+        Code::PERMISSION_DENIED => "PERMISSION_DENIED",
+        Code::RESOURCE_EXHAUSTED => "RESOURCE_EXHAUSTED",
+        Code::FAILED_PRECONDITION => "FAILED_PRECONDITION",
+        Code::UNIMPLEMENTED => "UNIMPLEMENTED",
+        Code::INTERNAL => "INTERNAL",
+        Code::UNAVAILABLE => "UNAVAILABLE",
+        _ => "UNKNOWN",
     }
 }
 

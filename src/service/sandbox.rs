@@ -81,6 +81,7 @@ async fn start(
     let sandbox = containers.sandbox(&request.sandbox_id)?;
     let mut response = api::StartSandboxResponse::new();
     response.pid = sandbox.start(deadline).await?.wire();
+    containers.note_begin();
     response.created_at = MessageField::some(wire::timestamp(sandbox.created_at()));
     Ok(response)
 }

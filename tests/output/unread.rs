@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::flow::{Flow, Pace, Taker};
 use super::{Kind, OUTPUT, Process, host, idle, name};
+use crate::support::http::{get, samples};
 use crate::support::{Code, Reader, Shim, Streams, eventually, skipped, timed};
 
 const MIB: u64 = 1 << 20;
@@ -79,6 +80,7 @@ fn the_oldest_output_is_dropped_where_that_is_wanted() {
     let host = host("[io]\nbuffer = \"256KiB\"\nspill = \"1MiB\"\non_full = \"drop-oldest\"\n");
     let shim = idle(&host);
     let script = format!("busybox seq 1 {}", 1_200_000);
+    let (mut taken, mut lost) = (0, 0);
     for kind in Kind::ALL {
         let name = name(kind, 0);
         let streams = host.unread_streams(&name, OUTPUT);
@@ -99,7 +101,11 @@ fn the_oldest_output_is_dropped_where_that_is_wanted() {
         let dropped =
             format!("{} bytes of stdout of {} were dropped", written - text.len(), quoted(&name));
         shim.log().wait_for(&dropped);
+        (taken, lost) = (taken + text.len(), lost + written - text.len());
     }
+    let metrics = samples(&get(&host.management("c"), "/metrics").body);
+    let counted = ["berth_output_bytes_total", "berth_output_dropped_bytes_total"];
+    assert_eq!(counted.map(|name| metrics[name]), [taken, lost].map(|bytes| bytes as f64));
     shim.end();
 }
 

@@ -242,6 +242,7 @@ impl Host {
         command.arg(action).current_dir(bundle).process_group(0);
         command.env("TTRPC_ADDRESS", self.sink.path()).env("GRPC_ADDRESS", self.dir.join("grpc"));
         command.env("NAMESPACE", "tests").env("MAX_SHIM_VERSION", "2").env("GOMAXPROCS", "2");
+        command.env("BERTH_RUN_DIR", self.dir.join("berth"));
         command.env("BERTH_TEST_TAG", &self.tag).envs(self.env.iter().cloned());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -278,6 +279,7 @@ impl Host {
         say("runtime state", paths(self.states()));
         let sockets = self.sockets.lock().unwrap();
         say("sockets", paths(sockets.iter().filter(|path| path.exists()).cloned().collect()));
+        say("management sockets", paths(self.management_sockets()));
         let bundles = fs::read_dir(self.dir.join("task/tests")).into_iter().flatten().flatten();
         let full = |path: &PathBuf| fs::read_dir(path).is_ok_and(|mut dir| dir.next().is_some());
         say("rootfs", paths(bundles.map(|e| e.path().join("rootfs")).filter(full).collect()));

@@ -6,6 +6,8 @@ mod events;
 mod fields;
 mod fifo;
 mod host;
+#[allow(dead_code, reason = "tests/bench has no use for it")]
+pub mod http;
 mod image;
 mod leaks;
 mod options;

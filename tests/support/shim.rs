@@ -181,11 +181,20 @@ impl<'h> Shim<'h> {
         Task::connect(&self.address, self.task.api()).unwrap()
     }
 
-    /// What the daemon's descriptors are, sorted, without the numbers of pipes and sockets.
+    /// What the daemon's descriptors are, sorted, without the numbers of pipes and sockets, and without
+    /// the management socket, which comes at a time of its own.
     pub fn descriptors(&self) -> Vec<String> {
+        let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+        let dir = self.host.management_dir().display().to_string();
+        let inodes: Vec<_> = table
+            .lines()
+            .filter(|line| line.contains(&dir))
+            .filter_map(|line| Some(format!("socket:[{}]", line.split_whitespace().nth(6)?)))
+            .collect();
         let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().flatten();
         let targets = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
         let names = targets.map(|path| path.display().to_string());
+        let names = names.filter(|name| !inodes.contains(name));
         let mut names: Vec<_> = names.map(|name| name.split('[').next().unwrap().into()).collect();
         names.sort();
         names
