@@ -2,6 +2,7 @@
 //! `-flag=value`, a switch never takes the next argument. Pure; nothing is opened here.
 
 use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use crate::error::{Error, Result};
 
 /// What `-help` prints.
 pub(crate) const HELP: &str = "\
-usage: containerd-shim-berth-v1 [flags] [start | delete | config …]
+usage: containerd-shim-berth-v1 [flags] [start | delete | config … | ps | logs ID | metrics …]
 
 containerd runs this program itself; a runtime named `io.containerd.berth.v1` is enough:
   ctr run --runtime io.containerd.berth.v1 IMAGE ID
@@ -21,6 +22,11 @@ commands
             print the configuration that a container would get, and where each value is from
   config check FILE
             name every fault of a configuration file and its drop-ins
+  ps [-json]
+            the pods of this host that berth runs, with their shims and containers
+  logs ID   what the shim of a pod or container logged last
+  metrics -listen ADDRESS:PORT | -textfile FILE
+            the metrics of all shims, for Prometheus to scrape or in a file
 flags
   -namespace NS, -id ID, -address ADDR, -publish-binary PATH, -bundle DIR, -debug
             what containerd passes; other flags are ignored
@@ -29,6 +35,7 @@ flags
   -help     print this
 environment
   BERTH_CONF_FILE  the configuration file, in place of /etc/berth/config.toml
+  BERTH_RUN_DIR    the directory of the management sockets, in place of /run/berth
   BERTH_LOG_LEVEL  off, error, warn, info, debug or trace; wins over -debug
   SCHED_CORE       not empty: the shim and its containers share a core scheduling cookie
 ";
@@ -57,6 +64,30 @@ pub(crate) enum Command {
     ConfigShow(ConfigQuery),
     /// `config check`: the faults of a file.
     ConfigCheck(PathBuf),
+    /// `ps`: all pods of the host.
+    Ps(PsFormat),
+    /// `logs`: of the pod or container with this id.
+    Logs(String),
+    /// `metrics`: of all shims of the host.
+    Metrics(MetricsTarget),
+}
+
+/// How `ps` tells what there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PsFormat {
+    /// For a person.
+    Table,
+    /// `-json`
+    Json,
+}
+
+/// Where `metrics` go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MetricsTarget {
+    /// `-listen`: whoever asks here, over HTTP.
+    Listen(SocketAddr),
+    /// `-textfile`: a file, which is replaced.
+    File(PathBuf),
 }
 
 /// Whose configuration `config show` is about.
@@ -137,6 +168,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command>
         Some(b"start") => Ok(Command::Start(flags)),
         Some(b"delete") => Ok(Command::Delete(flags)),
         Some(b"config") => config(args),
+        Some(b"ps") => ps(args),
+        Some(b"logs") => logs(args),
+        Some(b"metrics") => metrics(args),
         Some(name) if name == HOLDER.as_bytes() => Ok(Command::Holder),
         Some(other) => {
             let other = String::from_utf8_lossy(other);
@@ -178,6 +212,51 @@ fn config(mut args: impl Iterator<Item = OsString>) -> Result<Command> {
     }
 }
 
+/// Reads the arguments that follow `ps`.
+fn ps(args: impl Iterator<Item = OsString>) -> Result<Command> {
+    let mut format = PsFormat::Table;
+    for arg in args {
+        match split(&arg) {
+            Some(("json", value)) if switch("json", value)? => format = PsFormat::Json,
+            Some(("json", _)) => format = PsFormat::Table,
+            _ => return Err(invalid("ps [-json]; see -help".into())),
+        }
+    }
+    Ok(Command::Ps(format))
+}
+
+/// Reads the arguments that follow `logs`.
+fn logs(mut args: impl Iterator<Item = OsString>) -> Result<Command> {
+    match (args.next(), args.next()) {
+        (Some(id), None) if !id.is_empty() && split(&id).is_none() => {
+            Ok(Command::Logs(id.to_string_lossy().into_owned()))
+        }
+        _ => Err(invalid("logs ID; see -help".into())),
+    }
+}
+
+/// Reads the arguments that follow `metrics`.
+fn metrics(mut args: impl Iterator<Item = OsString>) -> Result<Command> {
+    let usage =
+        || invalid("metrics -listen ADDRESS:PORT or metrics -textfile FILE; see -help".into());
+    let first = args.next().ok_or_else(usage)?;
+    let (name, value) = split(&first).ok_or_else(usage)?;
+    let value = value.map(OsStr::to_owned).or_else(|| args.next()).ok_or_else(usage)?;
+    if args.next().is_some() {
+        return Err(usage());
+    }
+    let target = match name {
+        "listen" => {
+            let value = text(name, value)?;
+            let wrong = |error| invalid(format!("flag -listen {value:?} is no IP:PORT: {error}"));
+            MetricsTarget::Listen(value.parse().map_err(wrong)?)
+        }
+        "textfile" => MetricsTarget::File(value.into()),
+        _ => return Err(usage()),
+    };
+    Ok(Command::Metrics(target))
+}
+
 /// `-name`, `--name`, each with an optional `=value`; `None` for anything else (also a single
 /// dash). The name is empty for `--` and for a name that is not UTF-8's business.
 fn split(arg: &OsStr) -> Option<(&str, Option<&OsStr>)> {
@@ -194,7 +273,7 @@ fn split(arg: &OsStr) -> Option<(&str, Option<&OsStr>)> {
 }
 
 fn is_command(arg: &OsStr) -> bool {
-    matches!(arg.as_bytes(), b"start" | b"delete" | b"config")
+    matches!(arg.as_bytes(), b"start" | b"delete" | b"config" | b"ps" | b"logs" | b"metrics")
 }
 
 /// The words that Go's `strconv.ParseBool` takes; a switch without a value is true.
@@ -269,6 +348,19 @@ mod tests {
             ("version", "--version", Command::Version),
             ("help", "-help", Command::Help),
             ("h", "-h start", Command::Help),
+            ("ps", "ps", Command::Ps(PsFormat::Table)),
+            ("ps as JSON", "ps --json", Command::Ps(PsFormat::Json)),
+            ("logs", "logs pod", Command::Logs("pod".into())),
+            (
+                "metrics over HTTP",
+                "metrics --listen 127.0.0.1:9090",
+                Command::Metrics(MetricsTarget::Listen(([127, 0, 0, 1], 9090).into())),
+            ),
+            (
+                "metrics in a file",
+                "metrics -textfile=/f",
+                Command::Metrics(MetricsTarget::File("/f".into())),
+            ),
             ("empty value", "-address= -namespace ns -id x start", Command::Start(flags())),
         ];
         for (name, line, expected) in cases {
@@ -283,6 +375,13 @@ mod tests {
             ("missing value", "-namespace ns -id", "-id"),
             ("not a switch", "-debug=maybe start", "\"maybe\""),
             ("single dash", "- start", "\"-\""),
+            ("ps of something", "ps pod", "ps [-json]"),
+            ("logs of nothing", "logs", "logs ID"),
+            ("logs of two", "logs a b", "logs ID"),
+            ("logs of a flag", "logs -f", "logs ID"),
+            ("metrics for nobody", "metrics", "metrics -listen"),
+            ("metrics twice", "metrics -textfile a -listen b", "metrics -listen"),
+            ("metrics nowhere", "metrics -listen localhost", "\"localhost\""),
         ];
         for (name, line, expected) in cases {
             let error = parse_words(line).unwrap_err().to_string();

@@ -11,6 +11,8 @@
 //! input.rs      what a caller sends on stdin, bounded in size and time
 //! daemon.rs     the long life: sub-reaper, signals, server, end; daemon/idle.rs: its end when nobody
 //!               needs it; log.rs: records -> `log` FIFO
+//! node/         what an administrator asks of all shims of a host: ps.rs, metrics.rs (merge.rs: as one
+//!               scrape), mod.rs: `logs`, and how each is asked in bounded time; find.rs: where
 //! service/      the ttrpc services: decode, call, encode
 //! manage/       what a daemon tells of itself: mod.rs: HTTP on a unix socket, from the first container on;
 //!               place.rs: where that is; http.rs: requests and answers; pages.rs: what there is to ask;
@@ -65,7 +67,7 @@
 //! sys/          the only `unsafe`: one file per kind of system call; no policy, no logging
 //! ```
 //!
-//! Calls go down: `main > cli > start|delete|info|daemon > service|manage > container >
+//! Calls go down: `main > cli > start|delete|info|node|daemon > service|manage > container >
 //! sandbox|runtime|rootfs|io|cgroup|events > reaper > meters > rpc|bundle|config|socket|rootless|wire|ids|error >
 //! sys`. `container` alone
 //! combines its siblings.
@@ -104,7 +106,7 @@ use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::io::Write;
 
-use cli::Command;
+use cli::{Command, MetricsTarget};
 
 mod bundle;
 mod cgroup;
@@ -124,6 +126,7 @@ mod io;
 mod log;
 mod manage;
 mod meters;
+mod node;
 mod ready;
 mod reaper;
 mod rootfs;
@@ -167,6 +170,12 @@ pub fn run(
         Command::Help => cli::HELP.into(),
         Command::ConfigShow(query) => config::show(&query)?.into_bytes(),
         Command::ConfigCheck(file) => config::check(&file)?.into_bytes(),
+        Command::Ps(format) => node::ps(format)?.into_bytes(),
+        Command::Logs(id) => node::logs(&id)?,
+        Command::Metrics(MetricsTarget::File(file)) => node::write_metrics(&file)?,
+        Command::Metrics(MetricsTarget::Listen(address)) => {
+            return Ok(node::serve_metrics(address, out)?);
+        }
     };
     out.write_all(&answer).and_then(|()| out.flush()).map_err(error::Error::sys("answer"))?;
     Ok(())

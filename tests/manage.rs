@@ -1,6 +1,7 @@
 //! The management interface: what a shim tells of itself over HTTP, and what that costs nobody.
 
 mod clients;
+mod node;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -21,7 +21,7 @@ pub(crate) use create::Creation;
 pub(crate) use idle::Need;
 pub(crate) use process::Process;
 pub(crate) use state::State;
-pub(crate) use view::View;
+pub(crate) use view::{Pod, View};
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -10,7 +10,9 @@ mod pages;
 mod place;
 mod process;
 
-pub(crate) use self::place::{of as place, remove_dead};
+pub(crate) use self::exposition::{PROMETHEUS, escaped};
+pub(crate) use self::place::{APART, SUFFIX, of as place, remove_dead};
+pub(crate) use self::process::Figures;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::AsFd;
