@@ -1,6 +1,7 @@
 //! When a descriptor is ready: the event loop tells it. Where the kernel has no room for that
 //! (`fs.epoll.max_user_watches`, or memory), one looks again and again: late, but nothing ends for it.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -31,17 +32,29 @@ enum Way {
     /// The event loop tells.
     Told(Registered),
     /// It had no room: poll(2) is asked now and then.
-    Asked(Rc<OwnedFd>),
+    Asked(Asked),
+}
+
+#[derive(Debug)]
+struct Asked {
+    fd: Rc<OwnedFd>,
+    /// What was ready led to nothing. poll(2) may say the same for ever, as of a cgroup's file that is
+    /// gone: without a pause before it is asked again, nobody else would have a turn.
+    rests: Cell<bool>,
 }
 
 /// Until it is told to clear it, what is ready stays so.
-pub(crate) struct Notice<'a>(Option<AsyncFdReadyGuard<'a, Rc<OwnedFd>>>);
+pub(crate) enum Notice<'a> {
+    Told(AsyncFdReadyGuard<'a, Rc<OwnedFd>>),
+    Asked(&'a Cell<bool>),
+}
 
 impl Notice<'_> {
     /// The next wait needs a new word from the kernel; to be called when there is nothing left.
     pub(crate) fn clear_ready(&mut self) {
-        if let Some(guard) = &mut self.0 {
-            guard.clear_ready();
+        match self {
+            Self::Told(guard) => guard.clear_ready(),
+            Self::Asked(rests) => rests.set(true),
         }
     }
 }
@@ -58,7 +71,7 @@ impl Ready {
                 NO_ROOM.warn(format_args!(
                     "no room in epoll, a stream or file is polled: raise fs.epoll.max_user_watches: {error}"
                 ));
-                Ok(Self(Way::Asked(fd)))
+                Ok(Self(Way::Asked(Asked { fd, rests: Cell::default() })))
             }
             Err(error) => Err(error),
         }
@@ -68,7 +81,7 @@ impl Ready {
     pub(crate) fn get_ref(&self) -> &Rc<OwnedFd> {
         match &self.0 {
             Way::Told(registered) => registered.get_ref(),
-            Way::Asked(fd) => fd,
+            Way::Asked(asked) => &asked.fd,
         }
     }
 
@@ -78,8 +91,8 @@ impl Ready {
     /// Only of an event loop that is going away, or of a kernel without memory.
     pub(crate) async fn ready(&self, interest: Interest) -> io::Result<Notice<'_>> {
         match &self.0 {
-            Way::Told(registered) => registered.ready(interest).await.map(Some).map(Notice),
-            Way::Asked(fd) => look(fd, interest).await.map(|()| Notice(None)),
+            Way::Told(registered) => registered.ready(interest).await.map(Notice::Told),
+            Way::Asked(asked) => asked.look(interest).await.map(|()| Notice::Asked(&asked.rests)),
         }
     }
 
@@ -91,7 +104,13 @@ impl Ready {
     /// Makes the next wait for `interest` need a new word from the kernel. `false` if the event loop
     /// holds that it is ready all the same: it never forgets a hang-up.
     pub(crate) fn forget(&self, interest: Interest) -> bool {
-        let Way::Told(registered) = &self.0 else { return true };
+        let registered = match &self.0 {
+            Way::Told(registered) => registered,
+            Way::Asked(asked) => {
+                asked.rests.set(true);
+                return true;
+            }
+        };
         let blocked = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
         let mut stuck = false;
         let _cleared = registered.try_io(interest, |_| blocked());
@@ -107,22 +126,28 @@ fn is_lack_of_room(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::ENOMEM))
 }
 
-/// Looks until something of `interest` is true, or nobody has the other end.
-async fn look(fd: &OwnedFd, interest: Interest) -> io::Result<()> {
-    let mut wanted = PollFlags::empty();
-    wanted.set(PollFlags::POLLIN, interest.is_readable());
-    wanted.set(PollFlags::POLLOUT, interest.is_writable());
-    wanted.set(PollFlags::POLLPRI, interest.is_priority());
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let mut ends = [PollFd::new(fd.as_fd(), wanted)];
-        match poll(&mut ends, PollTimeout::ZERO) {
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
+impl Asked {
+    /// Looks until something of `interest` is true, or nobody has the other end.
+    async fn look(&self, interest: Interest) -> io::Result<()> {
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::POLLIN, interest.is_readable());
+        wanted.set(PollFlags::POLLOUT, interest.is_writable());
+        wanted.set(PollFlags::POLLPRI, interest.is_priority());
+        let mut pause = FIRST_PAUSE;
+        let mut rests = self.rests.take();
+        loop {
+            if rests {
+                sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+            rests = true;
+            let mut ends = [PollFd::new(self.fd.as_fd(), wanted)];
+            match poll(&mut ends, PollTimeout::ZERO) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 
@@ -135,11 +160,15 @@ mod tests {
 
     use super::*;
 
+    fn asked(fd: OwnedFd) -> Asked {
+        Asked { fd: Rc::new(fd), rests: Cell::default() }
+    }
+
     #[test]
     fn what_epoll_has_no_room_for_is_polled() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let asked = |fd: OwnedFd| Ready(Way::Asked(Rc::new(fd)));
+            let asked = |fd: OwnedFd| Ready(Way::Asked(asked(fd)));
             let soon = Duration::from_millis(100);
             let (reader, writer) = pipe().unwrap();
             let source = asked(reader);
@@ -158,12 +187,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_ready_for_ever_and_leads_to_nothing_lets_others_run() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        type Clear = fn(&Ready, Notice<'_>);
+        let cases: [(&str, Clear); 2] = [
+            ("cleared", |_, mut notice| notice.clear_ready()),
+            ("forgotten", |ready, _| assert!(ready.forget(Interest::READABLE))),
+        ];
+        for (name, clear) in cases {
+            runtime.block_on(async {
+                let (reader, writer) = pipe().unwrap();
+                drop(writer);
+                let ready = Ready(Way::Asked(asked(reader)));
+                let mut notices = 0;
+                let hears = async {
+                    while notices < 1000 {
+                        clear(&ready, ready.readable().await.unwrap());
+                        notices += 1;
+                    }
+                };
+                let _ended = timeout(Duration::from_millis(100), hears).await;
+                assert!(notices < 10, "{name}: {notices} notices in 100 ms");
+            });
+        }
+    }
+
+    #[test]
     fn looks_become_rare() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (reader, _writer) = pipe().unwrap();
             let mut looks = 0;
-            let mut wait = std::pin::pin!(look(&reader, Interest::READABLE));
+            let reader = asked(reader);
+            let mut wait = std::pin::pin!(reader.look(Interest::READABLE));
             let counted = std::future::poll_fn(|context| {
                 looks += 1;
                 wait.as_mut().poll(context)

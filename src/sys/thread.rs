@@ -10,7 +10,9 @@
 //!   `io/spill.rs`): there is no cursor to share, a part is read only after the channel has said that it was
 //!   written, and there is one write at a time;
 //! - the log's state behind a mutex, which nobody waits for (`log.rs`), and a counter for names
-//!   (`runtime/output.rs`).
+//!   (`runtime/output.rs`);
+//! - how many looks at paths there are: tokio's semaphore, and a count of those given up, which each adds
+//!   itself to and takes itself off, by whichever of its two sides comes second (`io/look.rs`).
 //!
 //! No two of these depend on each other, so there is no order of steps that a model checker could find
 //! wrong beyond those of the channels, which are tokio's.
