@@ -28,8 +28,8 @@
 //!               spawn.rs, holder.rs: both sides of the process that holds its namespaces; files.rs:
 //!               what its containers share
 //! runtime/      mod.rs: `Runtime`, one method per OCI command; table.rs: discovery; args.rs: argv,
-//!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`; criu.rs: how
-//!               it finds CRIU, and what that says
+//!               pure; output.rs, failure.rs: the runtime's own words -> `Error::Runtime`; state.rs: what
+//!               it keeps of a container; criu.rs: how it finds CRIU, and what that says
 //! rootfs/       mod.rs: mounts and their guard; options.rs: fstab words, pure; kernel.rs, helper.rs:
 //!               the two ways to mount; fuse_overlay.rs: what fuse-overlayfs can, pure; unmount.rs
 //! io/           mod.rs: stdio URIs, read by uri.rs, pure; process.rs: `ProcessIo`; input.rs, output.rs:

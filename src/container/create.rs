@@ -160,7 +160,7 @@ impl Containers {
             .inspect_err(|error| log::warn!("container of pod {:?}: {error}", self.group))?;
         let handover = Handover::new(&guest, &spec, &kind, &rootfs)?;
         let call = Call::new(&id, &bundle, &self.reaper, deadline);
-        if let Some(owner) = runtime.owner(&call).await.filter(|owner| owner != bundle.dir()) {
+        if let Some(owner) = runtime.other_owner(&call).await? {
             // Undoing a Create that fails for it would end that one.
             let what =
                 format!("a container of {}, with the same runtime root and id,", owner.display());

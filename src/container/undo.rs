@@ -13,10 +13,22 @@ const UNDO: Duration = Duration::from_secs(5);
 /// How long processes may take to end that nobody kills: their runtime was killed, which they notice.
 const EMPTY: Duration = Duration::from_secs(1);
 
+/// How long the runtime may take of that to say whose the container is.
+const ASK: Duration = Duration::from_secs(1);
+
 /// Removes what a runtime may have made of a container before it failed; whether nothing is left
 /// for sure. Failures are expected: most often there is nothing.
 pub(super) async fn undo(runtime: &Runtime, call: &Call<'_>) -> bool {
-    let until = Instant::now() + UNDO;
+    let begin = Instant::now();
+    let until = begin + UNDO;
+    if call.stray().is_none() {
+        // Another containerd may have made one of that id meanwhile: the runtime has made none for us.
+        let ask = Call::new(call.id, call.bundle, call.reaper, Some(begin + ASK));
+        if let Ok(Some(owner)) = runtime.other_owner(&ask).await {
+            log::warn!("{:?} is a container of {}: left", call.id.as_str(), owner.display());
+            return true;
+        }
+    }
     let undo = Call::new(call.id, call.bundle, call.reaper, Some(until));
     let deleted = match runtime.delete(&undo, true).await {
         Ok(()) => true,

@@ -7,12 +7,12 @@ pub(crate) mod args;
 mod criu;
 pub(crate) mod failure;
 mod output;
+mod state;
 pub(crate) mod table;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs;
-use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -150,56 +150,6 @@ impl Runtime {
     /// Removes the container's cgroup and the runtime's state of it; `force` kills what still runs.
     pub(crate) async fn delete(&self, call: &Call<'_>, force: bool) -> Result<()> {
         self.run(call, "delete", args::delete(call.id, force), None).await
-    }
-
-    /// Whose container the runtime has by this id already: its bundle, if it says so.
-    ///
-    /// Two containerds may have the same namespaces and ids, and have one root for their runtimes' state.
-    pub(crate) async fn owner(&self, call: &Call<'_>) -> Option<PathBuf> {
-        #[derive(Deserialize)]
-        struct State {
-            bundle: PathBuf,
-        }
-        self.root.join(call.id.as_str()).symlink_metadata().ok()?;
-        let (output, streams) = Output::capture().ok()?;
-        let mut args = args::global(self, Some(Path::new("/dev/null")));
-        args.extend(args::state(call.id));
-        let dir = call.bundle.dir();
-        let child = call.reaper.spawn(&self.path, &args, dir, &self.env, streams).ok()?;
-        let limit = self.deadlines.of("state");
-        let exit =
-            ended(child, call.reaper, call.deadline, limit, || format!("`{} state`", self.name()))
-                .await;
-        let text = exit.ok().filter(|exit| exit.status == 0).map(|_| output.text())?;
-        let state = serde_json::from_str::<State>(&text).ok()?;
-        Some(state.bundle.canonicalize().unwrap_or(state.bundle))
-    }
-
-    /// Removes what the runtime keeps of a container in its root, a directory of one namespace: a directory
-    /// of the container's name, or, as runsc has it, files `ID_sandbox:SANDBOX.state` and `.lock`. No id
-    /// has a colon, so these are no other container's.
-    pub(crate) fn forget(&self, id: &ContainerId) {
-        self.remove_state(id).unwrap_or_else(|error| log::warn!("{error}"));
-        let files = format!("{}_sandbox:", id.as_str());
-        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(files.as_bytes()) {
-                let _ = fs::remove_file(entry.path()); // the runtime may do so at the same time
-            }
-        }
-    }
-
-    /// Removes the directory that the runtime keeps of a container, most often not there any more.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub(crate) fn remove_state(&self, id: &ContainerId) -> Result<()> {
-        let dir = self.root.join(id.as_str());
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::io("remove the runtime's state", &dir)(error))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Freezes every process of the container.
