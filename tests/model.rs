@@ -20,8 +20,7 @@ use self::draw::{Call, Dice, Script, Step};
 use self::expect::Model;
 use self::player::{Player, fake};
 use self::story::Life;
-use crate::support::{Code, Host, Shim, skipped};
-use crate::support::{Spec, poll};
+use crate::support::{Code, Host, Shim, Spec, eventually, skipped};
 
 /// How long a failed sequence is made shorter.
 const SHRINK: Duration = Duration::from_secs(60);
@@ -220,7 +219,7 @@ fn end(host: &Host, shim: &Shim<'_>, players: &[Player<'_>]) {
         }
     }
     let left = || std::fs::read_dir(host.dir().join("fake.d")).into_iter().flatten().count();
-    poll(Duration::from_secs(1), || (left() == 0).then_some(())).expect("the runtime's files");
+    eventually("the runtime's files to go", || (left() == 0).then_some(()));
 }
 
 fn is_same(told: &Life, seen: &Life, unseen: Option<&Vec<u32>>) -> bool {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{assert_works, scripted};
 use crate::concurrency::{HANGS, Hang, others_answer_at_once};
-use crate::support::{Code, Host, Shim, Spec, Stdin, eventually, skipped, timed};
+use crate::support::{Code, Host, Shim, Spec, Stdin, eventually, patient, skipped, timed};
 
 /// What befalls a command, in shell, and whether it may come too late to be noticed.
 const FAULTS: [(&str, &str, bool); 5] = [
@@ -43,7 +43,8 @@ fn a_command_that_is_killed_or_stopped_leaves_nothing() {
 }
 
 fn check(hang: &Hang) {
-    let host = scripted().configured("deadline = 1\n");
+    // What the container is made and removed with has more time, but for that command.
+    let host = scripted().configured(&format!("deadline.{} = 3\n", hang.command));
     let shim = host.start("pod", Spec::idle());
     shim.run("pod");
     host.prepare("c", Spec::idle().of_pod("pod"));
@@ -62,13 +63,13 @@ fn check(hang: &Hang) {
             Err(refusal) => {
                 let said = &refusal.message;
                 assert!(said.contains(hang.command), "{name}: {refusal:?}");
-                let why = if fault.starts_with("killed") { "signal 9" } else { "within 1 s" };
+                let why = if fault.starts_with("killed") { "signal 9" } else { "within 3 s" };
                 assert!(said.contains(why), "{name}: {refusal:?}");
             }
             // A container that runs all the same has been resumed.
             Ok(()) => assert!(may_be_late || hang.command == "resume", "{name}"),
         }
-        assert!(took < Duration::from_secs(5), "{name}: {took:?}");
+        assert!(took < patient(Duration::from_secs(10)), "{name}: {took:?}");
         go_on(hang, &shim);
         eventually(&format!("{name}: {before:?} in place of {:?}", holdings(&host)), || {
             (holdings(&host) == before).then_some(())
@@ -116,7 +117,7 @@ fn a_stopped_command_costs_its_own_caller_its_deadline_and_nobody_else_anything(
 
 fn stopped(hang: &Hang) {
     let command = hang.command;
-    let host = scripted().configured("deadline = 2\n");
+    let host = scripted().configured(&format!("deadline.{command} = 2\n"));
     let shim = host.start("pod", Spec::idle());
     shim.run("pod");
     shim.exec_run("pod", "done", "true").unwrap();
@@ -135,7 +136,8 @@ fn stopped(hang: &Hang) {
         let refusal = answer.unwrap_err();
         assert_eq!(refusal.code, Code::DEADLINE_EXCEEDED, "{command}: {refusal:?}");
         assert!(refusal.message.contains(command), "{refusal:?}");
-        assert!(took > Duration::from_millis(1500) && took < Duration::from_secs(5), "{took:?}");
+        let limits = Duration::from_millis(1500)..patient(Duration::from_secs(10));
+        assert!(limits.contains(&took), "{command}: {took:?}");
     });
     eventually("the stopped command to be gone", || (!is_stopped()).then_some(()));
     host.script().clear(command);
@@ -173,7 +175,7 @@ fn cgroups_of_a_create_that_was_killed_are_removed_unless_somebody_is_in_them() 
     );
     host.script().set("create", &format!("do {join}"));
     let (refused, took) = timed(|| shim.create_plain("c"));
-    assert!(refused.is_err() && took < Duration::from_secs(5), "{refused:?} {took:?}");
+    assert!(refused.is_err() && took < patient(Duration::from_secs(10)), "{refused:?} {took:?}");
     assert_ne!(host.cgroups(), Vec::<PathBuf>::new());
     assert_eq!(stranger.try_wait().unwrap(), None);
     stranger.kill().unwrap();
