@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::cgroup::{Cgroup, Hierarchies, Removal};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::runtime::{Call, Runtime, failure};
 
 /// How long undoing may take on top of what failed.
@@ -38,15 +38,24 @@ pub(super) async fn undo(runtime: &Runtime, call: &Call<'_>) -> bool {
         }
     };
     let (cgroup, kills) = match call.stray() {
-        Some(cgroup) => (Some(cgroup), true),
+        Some(cgroup) => (Ok(Some(cgroup)), true),
         // A runtime that was killed has made it before it noted down for `delete` that there is a container;
         // what is in there may be another daemon's, of a container with the same path. One that could not
         // delete, for lack of processes, say, has left what is in there.
         None => (named_cgroup(call), !deleted),
     };
-    if let Some(cgroup) = cgroup {
-        let until = if kills { until } else { until.min(Instant::now() + EMPTY) };
-        if !remove_cgroup(&cgroup, kills, until).await {
+    match cgroup {
+        Ok(None) => {}
+        Ok(Some(cgroup)) => {
+            let until = if kills { until } else { until.min(Instant::now() + EMPTY) };
+            if !remove_cgroup(&cgroup, kills, until).await {
+                return false;
+            }
+        }
+        Err(_) if deleted => {}
+        Err(error) => {
+            // A process may live, and then it is the runtime's state by which somebody finds it.
+            log::warn!("what the runtime has of {:?} stays: {error}", call.id.as_str());
             return false;
         }
     }
@@ -62,9 +71,13 @@ fn forget(runtime: &Runtime, call: &Call<'_>) -> bool {
 }
 
 /// The cgroup that the spec gives to the container alone, if it is there.
-fn named_cgroup(call: &Call<'_>) -> Option<Cgroup> {
-    let path = call.bundle.spec().ok()?.cgroup_path(call.id)?;
-    Hierarchies::read().ok()?.existing(&path)
+///
+/// # Errors
+/// The spec names none that is the container's alone, or nobody can say whether it is there.
+fn named_cgroup(call: &Call<'_>) -> Result<Option<Cgroup>> {
+    let missing = || Error::NotFound { what: "own cgroup of container", id: call.id.to_string() };
+    let path = call.bundle.spec()?.cgroup_path(call.id).ok_or_else(missing)?;
+    Ok(Hierarchies::read()?.existing(&path))
 }
 
 /// Removes a cgroup once it is empty; whether that came to be in time.

@@ -10,6 +10,8 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::{assert_works, scripted};
 use crate::concurrency::{HANGS, Hang, others_answer_at_once};
 use crate::support::{Code, Host, Shim, Spec, Stdin, eventually, patient, skipped, timed};
@@ -184,6 +186,27 @@ fn cgroups_of_a_create_that_was_killed_are_removed_unless_somebody_is_in_them() 
     shim.create_plain("c").unwrap_err();
     assert_eq!(host.cgroups(), Vec::<PathBuf>::new());
     host.script().reset();
+    shim.run("c");
+    shim.end();
+}
+
+/// A container that could not be deleted, and in which nobody can say whether a process lives: it is the
+/// runtime's state by which somebody finds it.
+#[test]
+fn what_may_live_is_not_forgotten() {
+    if skipped("what a killed runtime leaves") {
+        return;
+    }
+    let host = scripted();
+    let elsewhere = format!("/berth-test-{}/elsewhere", host.tag());
+    let shim = host.start("c", Spec::idle().set("/linux/cgroupsPath", json!(elsewhere)));
+    host.script().set("create", "late on purpose");
+    host.script().set("delete", "fail for once");
+    shim.create_plain("c").unwrap_err();
+    host.script().reset();
+    assert_eq!(host.states().len(), 1);
+    drop(shim.create_plain("c").map(drop)); // it fails, and removes it
+    assert_eq!(host.states(), Vec::<PathBuf>::new());
     shim.run("c");
     shim.end();
 }
