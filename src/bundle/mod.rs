@@ -9,6 +9,7 @@ pub(crate) use shared::SharedMount;
 pub(crate) use spec::{RESERVED, Spec};
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -224,6 +225,22 @@ pub(crate) fn read_pid(path: &Path) -> Result<Pid> {
         path: path.to_owned(),
         source: io::Error::new(io::ErrorKind::InvalidData, format!("{:?} is no pid", text.trim())),
     })
+}
+
+/// What runc writes a pid to before it becomes `pid_file`. One that was killed in between leaves it, and
+/// the next one does not write over it.
+pub(crate) fn unfinished(pid_file: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(pid_file.file_name().unwrap_or_default());
+    pid_file.with_file_name(name)
+}
+
+/// Removes what an earlier run of a runtime has left of its pid file: it must not be taken for the next
+/// one's, nor stand in its way.
+pub(crate) fn clear_pid_file(pid_file: &Path) {
+    for stale in [pid_file, &unfinished(pid_file)] {
+        let _ = fs::remove_file(stale); // most often it is not there
+    }
 }
 
 /// Removes a file when dropped.

@@ -287,7 +287,7 @@ impl Container {
         let in_pod = || self.shared.admits(&self.kind).map(drop);
         in_pod()?;
         let pid_file = self.bundle.init_pid_file();
-        let _ = fs::remove_file(&pid_file); // a stale one must not be taken for this run's
+        bundle::clear_pid_file(&pid_file);
         let load = |image: &Path| Ok(Record::load(image));
         let record = look_at(&image.dir, "read", call.deadline, load).await??;
         let Record { options, outside } = record;

@@ -4,7 +4,6 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
@@ -384,7 +383,7 @@ async fn make(
     record: &mut Record<'_>,
 ) -> Result<Made> {
     let pid_file = call.bundle.init_pid_file();
-    let _ = fs::remove_file(&pid_file); // a stale one must not be taken for this run's
+    bundle::clear_pid_file(&pid_file);
     let watch = call.reaper.watch();
     let io = if init.stdio.terminal {
         let io = TerminalIo::open(&init.stdio, context).await?;

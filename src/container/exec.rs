@@ -92,6 +92,7 @@ impl Container {
         let process = &self.bundle.exec_process_file(id);
         let pid_file = Scratch::new(self.bundle.exec_pid_file(id));
         let pid = pid_file.path();
+        let _unfinished = Scratch::new(bundle::unfinished(pid));
         let inner_file = Scratch::new(args::inner_pid_file(pid));
         let call = self.call(deadline);
         // Its children may outlive it.

@@ -233,3 +233,15 @@ fn delete_cleans_up_also_without_the_runtime() {
         assert_works(&host, "c");
     }
 }
+
+/// runc writes its pid to a file beside, which it does not write over.
+#[test]
+fn an_unfinished_pid_file_stands_in_no_ones_way() {
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    fs::write(host.bundle("c").join(".init.pid"), "1").unwrap();
+    shim.run("c");
+    shim.exec_run("c", "e", "exit 3").unwrap();
+    assert_eq!(shim.reap("c", "e"), 3);
+    shim.end();
+}
