@@ -1,5 +1,6 @@
 # One file to learn them by: `make help`. CI runs `check` and `test`, see .ci/run.
 PREFIX ?= /usr/local
+export DESTDIR SYSCONFDIR
 # Words that choose among the containerd tests, such as TEST='1.7 crun berth shim-killed', or among
 # those of `make cgroup2`: tests/cgroup2/main.rs.
 TEST ?=
@@ -19,8 +20,13 @@ export CARGO_BUILD_TARGET = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p
 export RUSTFLAGS = -C target-feature=+crt-static -C relocation-model=static
 BUILT = $(or $(CARGO_TARGET_DIR),target)/$(CARGO_BUILD_TARGET)/release/containerd-shim-berth-v1
 
+# Where `install`, `tarball` and `deb` lay out what they take, and leave what they make.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+STAGE = $(or $(CARGO_TARGET_DIR),target)/packages/berth-$(VERSION)-$(firstword $(subst -, ,$(CARGO_BUILD_TARGET)))
+
 .DEFAULT_GOAL := build
-.PHONY: help demo build check test cgroup2 bench fuzz soak pods install clean where
+.PHONY: help demo build check test cgroup2 bench fuzz soak pods install uninstall tarball deb stage clean
+.PHONY: where
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -67,8 +73,24 @@ pods: build ## what a pod costs: with the stock shim, berth, and berth without p
 	@packaging/setup.sh test
 	BERTH_TEST_SHIM=$$(realpath $(BUILT)) cargo test --locked --test containerd -- --cost $(or $(TEST),2.x)
 
-install: build ## put the program into PREFIX/bin (/usr/local/bin)
-	install -D -m 0755 $(BUILT) $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1
+install: stage ## put the program into PREFIX/bin (/usr/local/bin), its configuration into /etc/berth; as root
+	PREFIX=$(PREFIX) $(STAGE)/install.sh
+	@echo "installed $(DESTDIR)$(PREFIX)/bin/containerd-shim-berth-v1"
+
+uninstall: stage ## take away what `install` has put there, but for a configuration that was changed; as root
+	PREFIX=$(PREFIX) $(STAGE)/install.sh --remove
+
+tarball: stage ## the same tree, with install.sh, for machines without a compiler
+	tar -C $(STAGE)/.. --owner=0 --group=0 --sort=name -czf $(STAGE).tar.gz $(notdir $(STAGE))
+	@echo "built $(STAGE).tar.gz"
+
+deb: stage ## a Debian package
+	@packaging/setup.sh package
+	packaging/deb.sh $(STAGE) $(dir $(STAGE))
+
+# What gets installed.
+stage: build
+	@packaging/stage.sh $(BUILT) $(STAGE)
 
 clean: ## remove what was built and fetched
 	cargo clean

@@ -3,6 +3,7 @@
 # or one older than Cargo.toml asks for. Does nothing where everything is there.
 #   setup.sh build   to build berth
 #   setup.sh check   to look at its format and lints too
+#   setup.sh package to make the Debian package too
 #   setup.sh demo    to run `make demo` too
 #   setup.sh test    to run the tests too, with the containerds that they need
 set -eu
@@ -15,8 +16,9 @@ fail() { say "$*" >&2; exit 1; }
 # program:package; what is on PATH from elsewhere is left alone.
 build='cc:gcc make:make'
 demo='containerd:containerd ctr:containerd runc:runc busybox:busybox-static ps:procps'
+package='dh:debhelper dpkg-buildpackage:dpkg-dev'
 test='crun:crun tar:tar mkfs.erofs:erofs-utils mkfs.ext4:e2fsprogs fuse-overlayfs:fuse-overlayfs
-    fusermount3:fuse3 strace:strace patchelf:patchelf setpriv:util-linux /usr/lib/cni/ptp:containernetworking-plugins'
+    fusermount3:fuse3 strace:strace patchelf:patchelf setpriv:util-linux curl:curl strip:binutils /usr/lib/cni/ptp:containernetworking-plugins'
 
 # Boots the cgroup v2 host of the tests. Only Debian has it, so without it that part is skipped.
 second_kernel=user-mode-linux
@@ -90,9 +92,10 @@ install_lints() {
 
 case ${1:-} in
     build | check) programs=$build ;;
+    package) programs="$build $package" ;;
     demo) programs="$build $demo" ;;
-    test) programs="$build $demo $test" ;;
-    *) sed -n '2,7s/^# *//p' "$0" >&2; exit 2 ;;
+    test) programs="$build $package $demo $test" ;;
+    *) sed -n '2,8s/^# *//p' "$0" >&2; exit 2 ;;
 esac
 # shellcheck disable=SC2086 # a word for each program
 packages=$(missing $programs | sort -u)
