@@ -1,8 +1,9 @@
 #!/bin/sh
 # Brings the packaged containerd generations that the tests run against, gVisor's runsc, a CRIU for
-# today's kernels and a newer runc into
-#   TARGET/containerd/{1.6,1.7,2.x,runsc,criu,runc}/bin      (TARGET: $CARGO_TARGET_DIR, else target)
-# each containerd with its own ctr and stock shim. Nothing is installed: the packages are downloaded
+# today's kernels, a newer runc, two Docker Engines and kustomize into
+#   TARGET/containerd/{1.6,1.7,2.x,runsc,criu,runc,docker-26,docker-28,kustomize}/bin
+# (TARGET: $CARGO_TARGET_DIR, else target), each containerd with its own ctr and stock shim, each engine
+# with its client. Nothing is installed: the packages are downloaded
 # through lists, a cache and a sources file of their own, and unpacked. What is there already is kept.
 set -eu
 cd "$(dirname "$0")/.."
@@ -11,7 +12,8 @@ apt=$dest/apt
 # DIRECTORY:PACKAGE:SUITE. Debian 12's own runsc is too old; the newer one of its backports is this. Its
 # criu 3.17 fails on newer kernels ("Unexpected rt vDSO area bounds").
 packages='1.6:containerd:bookworm 1.7:containerd:trixie 2.x:containerd:forky runsc:runsc:trixie
-    criu:criu:forky runc:runc:forky'
+    criu:criu:forky runc:runc:forky docker-26:docker.io:trixie docker-28:docker.io:forky
+    kustomize:kustomize:trixie'
 
 say() { echo "fetch-containerd: $*"; }
 fail() { say "$*" >&2; exit 1; }
@@ -57,8 +59,14 @@ split() {
     package=${package%:*}
 }
 
-# The entry's program, which has the package's name, says its version.
-version() { "$dest/$directory/bin/$package" --version; }
+# The entry's program, which has the package's name but for Docker's, says its version.
+version() {
+    case $package in
+        docker.io) "$dest/$directory/bin/docker" --version && "$dest/$directory/bin/dockerd" --version ;;
+        kustomize) "$dest/$directory/bin/kustomize" version ;;
+        *) "$dest/$directory/bin/$package" --version ;;
+    esac
+}
 
 # libraries: prints the libraries that the entry's package needs, by package.
 libraries() {
@@ -97,9 +105,13 @@ unpack() {
     work=$dest/.$directory
     rm -rf "$work"
     mkdir -p "$work/deb"
-    (cd "$work" && private_apt download "$package/$suite") >"$apt/log" 2>&1 ||
+    client=
+    [ "$package" != docker.io ] || client=docker-cli/$suite
+    # shellcheck disable=SC2086 # none or one word
+    (cd "$work" && private_apt download "$package/$suite" $client) >"$apt/log" 2>&1 ||
         { cat "$apt/log" >&2; fail "$package of $suite could not be downloaded"; }
-    dpkg -x "$work/$package"_*.deb "$work/deb"
+    for deb in "$work"/*.deb; do dpkg -x "$deb" "$work/deb"; done
+    [ -z "$client" ] || mv "$work/deb/usr/sbin/dockerd" "$work/deb/usr/bin/"
     rm -rf "${dest:?}/$directory"
     mkdir -p "$dest/$directory"
     mv "$work/deb/usr/bin" "$dest/$directory/bin"
@@ -121,7 +133,7 @@ if [ -n "$missing" ]; then
         split "$entry"
         say "unpacking $package of Debian $suite"
         # Not every architecture has a runsc, nor every mirror a CRIU; without one its tests are skipped.
-        (unpack) || case $package in runsc | criu | runc) ;; *) exit 1 ;; esac
+        (unpack) || case $package in containerd) exit 1 ;; esac
     done
     rm -rf "$apt"
 fi

@@ -1,8 +1,10 @@
 #!/bin/sh
 # Makes berth a runtime of this Kubernetes node, or takes it away again; the program of the DaemonSet.
 #   node.sh install [once]    program, handlers in containerd's configuration, label of the node
-#   node.sh remove [once]     the same backwards: the files are then what they were, byte for byte
-# Without `once` it stays until it is terminated, so that the DaemonSet's pod does.
+#   node.sh remove [once]     the same backwards, once no pod runs with berth any more: the files are then
+#                             what they were, byte for byte
+# Without `once` it stays until it is terminated, so that the DaemonSet's pod does; with it `remove` does not wait
+# for pods, but ends with 3.
 #
 # It needs root, the node's PID namespace and nsenter: what it writes is under /proc/HOST_PID/root, what it
 # runs is run there. containerd is restarted only when its configuration has changed, after it has
@@ -317,20 +319,22 @@ shims() {
     done | wc -l
 }
 
-# The program goes last, when no shim needs it any more: a containerd that starts and does not find it forgets
-# the containers.
+# await_pods [once]: waits until none runs, or fails where it may not wait. A pod whose handler is gone can no
+# longer be entered, and one whose program is gone is forgotten by a containerd that starts.
+await_pods() {
+    [ "$(shims)" != 0 ] || return 0
+    say "$(shims) pods run with berth: it stays until they have ended"
+    [ "${1:-}" != once ] || return 1
+    while [ "$(shims)" != 0 ]; do sleep 5 & wait $!; done
+}
+
 remove_program() {
     [ -e "$root$BIN_DIR/$name" ] || return 0
-    if [ "$(shims)" != 0 ]; then
-        say "$(shims) pods run on with berth: $BIN_DIR/$name stays until they have ended"
-        [ "$1" != once ] || return 0
-        while [ "$(shims)" != 0 ]; do sleep 5 & wait $!; done
-    fi
     rm "$root$BIN_DIR/$name"
     say "removed $BIN_DIR/$name"
 }
 
-case ${1:-} in install | remove) ;; *) sed -n '2,5s/^# *//p' "$0" >&2; exit 2 ;; esac
+case ${1:-} in install | remove) ;; *) sed -n '2,7s/^# *//p' "$0" >&2; exit 2 ;; esac
 trap 'rm -rf "$work"' EXIT
 trap 'exit 0' TERM INT
 rm -f "$READY"
@@ -346,10 +350,10 @@ if [ "$1" = install ]; then
     fi
 else
     label null null
+    await_pods "${2:-}" || exit 3
     remove_handlers
     restart
-    [ -n "$given_up" ] || remove_program "${2:-}"
-    [ -n "$given_up" ] || say 'removed'
+    [ -n "$given_up" ] || remove_program
 fi
 [ "${2:-}" != once ] || exit "${given_up:-0}"
 # After a failed restart too: to begin anew would restart containerd again and again.

@@ -39,6 +39,7 @@ mod cri;
 mod daemon;
 mod host;
 mod image;
+mod install;
 mod lifecycle;
 mod outcome;
 mod output;
@@ -257,6 +258,9 @@ impl Row<'_> {
         if pods::streaming::is_own(self.case) && self.shim != Shim::Streaming {
             return false;
         }
+        if install::is_own(self.case) && self.shim != Shim::Berth {
+            return false;
+        }
         match (self.shim, self.runtime) {
             (Shim::Streaming, Runtime::Runc) => {
                 pods::streaming::concerns(self.case) && !self.version.starts_with("1.")
@@ -299,6 +303,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     crash::CASES,
                     restarts::CASES,
                     config::CASES,
+                    install::CASES,
                     cri::runtimes::CASES,
                     runsc::cases(programs),
                     pods::lifecycle::CASES,

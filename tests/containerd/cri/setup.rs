@@ -72,9 +72,28 @@ pub(crate) fn start_with(
     default: &str,
     handlers: &str,
 ) -> Daemon {
+    let config = config(version, dir, default, Plugins::of(version).file) + handlers;
+    start_configured(version, programs, runtime, dir, &config)
+}
+
+/// As [`start`], with nothing but the handler `stock`: a node without berth.
+pub(crate) fn start_stock(version: &str, programs: &Path, dir: &Path) -> Daemon {
+    let runtimes = Plugins::of(version).runtimes;
+    let number = if version.starts_with("1.") { 2 } else { 3 };
+    let config = config(version, dir, "stock", &format!("version = {number}\n"))
+        + &format!("[{runtimes}.stock]\nruntime_type = \"io.containerd.runc.v2\"\n");
+    start_configured(version, programs, Runtime::Runc, dir, &config)
+}
+
+fn start_configured(
+    version: &str,
+    programs: &Path,
+    runtime: Runtime,
+    dir: &Path,
+    config: &str,
+) -> Daemon {
     write_network(dir);
-    let config = config(version, dir, default) + handlers;
-    let daemon = Daemon::start_with(version, programs, runtime, dir, &config);
+    let daemon = Daemon::start_with(version, programs, runtime, dir, config);
     for (name, program) in [(PAUSE, &["sleep", "100000"][..]), (image::NAME, &["sh"])] {
         let archive = image::write_named(&dir.join(image::hex(name.as_bytes())), name, program);
         let mut import = daemon.ctr(NAMESPACE);
@@ -128,9 +147,9 @@ impl Plugins {
     }
 }
 
-/// The file for users with what belongs to this machine around it.
-fn config(version: &str, dir: &Path, default: &str) -> String {
-    let Plugins { file, service, .. } = Plugins::of(version);
+/// The `file` for users with what belongs to this machine around it.
+fn config(version: &str, dir: &Path, default: &str, file: &str) -> String {
+    let Plugins { service, .. } = Plugins::of(version);
     let plugins = match version.starts_with("1.") {
         true => format!("bin_dir = {PLUGINS:?}"),
         false => format!("bin_dirs = [{PLUGINS:?}]"),
