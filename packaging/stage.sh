@@ -47,7 +47,7 @@ generated() {
     "$program" "$@" >"$file" 2>/dev/null </dev/null && [ -s "$file" ] || rm "$file"
 }
 
-rm -rf "${tree:?}/bin" "$tree/etc" "$tree/share"
+rm -rf "${tree:?}/bin" "${tree:?}/etc" "${tree:?}/share"
 mkdir -p "$tree/etc/berth/presets" "$doc/examples"
 install -D -m 0755 "$program" "$tree/bin/containerd-shim-berth-v1"
 install -m 0755 packaging/install.sh "$tree/install.sh"

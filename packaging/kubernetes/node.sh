@@ -278,14 +278,16 @@ find_configuration() {
     for try in $tries; do
         case $try in
             with) [ ! -s "$work/without" ] || with "$work/without" >"$work/with" ;;
-            fresh) fresh >"$work/without" && [ "$major" -ge 2 ] && cp "$work/without" "$work/fresh" ||
-                with "$work/without" >"$work/fresh" ;;
+            fresh)
+                fresh >"$work/fresh"
+                [ "$major" -ge 2 ] || { mv "$work/fresh" "$work/without"; with "$work/without" >"$work/fresh"; }
+                ;;
         esac
         [ -s "$work/$try" ] || continue
         replace "$new" <"$work/$try"
         dump "$new" >"$work/after" || refuse "containerd does not accept it: $(tail -n 1 "$work/complaint")."
         ! has_handler "$work/after" berth || break
-        [ ! -e "$root$config" ] || [ $try != with ] || break # one that is there is not replaced
+        [ ! -e "$root$config" ] || [ "$try" != with ] || break # one that is there is not replaced
     done
     rm "$root$new"
     has_handler "$work/after" berth ||

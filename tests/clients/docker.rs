@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use crate::command::{self, Output};
 use crate::host;
 
+const STOCK: &str = "io.containerd.runc.v2";
+
 /// How a container's runtime is named.
 #[derive(Clone, Copy)]
 pub(crate) struct Naming {
@@ -19,7 +21,9 @@ pub(crate) struct Naming {
     pub(crate) runtime: &'static str,
 }
 
-pub(crate) const NAMINGS: [Naming; 2] = [
+/// The stock shim, which proves the cases, and berth by either name.
+pub(crate) const NAMINGS: [Naming; 3] = [
+    Naming { word: "stock", runtime: STOCK },
     Naming { word: "name", runtime: "io.containerd.berth.v1" },
     Naming { word: "alias", runtime: "berth" },
 ];
@@ -64,7 +68,9 @@ fn exec(engine: &Engine, runtime: &str) {
     let id = engine.launch(runtime, &[], &["sleep", "1000"]);
     let shim = host::parent(engine.inspect(&id, "{{.State.Pid}}").parse().unwrap());
     let name = fs::read_link(format!("/proc/{shim}/exe")).unwrap();
-    assert!(name.ends_with("containerd-shim-berth-v1"), "{name:?} is its shim");
+    let stock = runtime == STOCK;
+    let expected = if stock { "containerd-shim-runc-v2" } else { "containerd-shim-berth-v1" };
+    assert!(name.ends_with(expected), "{name:?} is its shim");
     let status = engine.docker(&["exec", &id, "sh", "-c", "exit 7"]).status;
     assert_eq!(status, 7);
     let mut cat = engine.command(&["exec", "-i", &id, "cat"]);
@@ -82,7 +88,9 @@ fn exec(engine: &Engine, runtime: &str) {
         "pwd; echo $A",
     ]);
     assert_eq!(told.ok(), "/tmp\r\nb c");
-    assert_eq!(engine.docker(&["exec", &id, "missing"]).status, 127);
+    // As the engines themselves do.
+    let missing = if engine.major() < 28 { 126 } else { 127 };
+    assert_eq!(engine.docker(&["exec", &id, "missing"]).status, missing);
     let top = engine.docker(&["top", &id]).ok();
     assert!(top.contains("sleep 1000"), "{top}");
     engine.docker(&["pause", &id]).ok();
@@ -152,9 +160,11 @@ fn live_restore(engine: &Engine, runtime: &str) {
         assert_eq!(engine.docker(&["exec", &stays, "sh", "-c", "exit 6"]).status, 6);
     }
     assert_eq!(engine.docker(&["wait", &ends]).ok(), "9");
-    command::until("its last words are logged", || {
-        (engine.docker(&["logs", &ends]).text() == "ended").then_some(())
-    });
+    // Written while nobody read it: the stock shim loses that.
+    let logged = || engine.docker(&["logs", &ends]).text() == "ended";
+    if runtime != STOCK {
+        command::until("its last words are logged", || logged().then_some(()));
+    }
     engine.docker(&["rm", "-f", &stays, &ends]).ok();
 }
 
@@ -253,6 +263,11 @@ impl Engine {
             assert!(ended.is_none(), "dockerd ended: {}", self.log());
             (self.docker(&["version"]).status == 0).then_some(())
         });
+    }
+
+    fn major(&self) -> u32 {
+        let version = self.docker(&["version", "--format", "{{.Server.Version}}"]).ok();
+        version.split('.').next().unwrap().parse().unwrap()
     }
 
     /// How often the runtime of the alias's configuration was called.

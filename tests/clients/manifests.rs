@@ -7,7 +7,10 @@ use std::process::Command;
 
 use crate::command;
 
-pub(crate) const CASES: &[(&str, fn(&Path))] =
+/// A name, and what is checked with the programs that were fetched into a directory.
+type Check = (&'static str, fn(&Path));
+
+pub(crate) const CASES: &[Check] =
     &[("manifests", manifests), ("image-recipe", image_recipe), ("buildkitd-toml", buildkitd_toml)];
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/kubernetes");

@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use super::node::{Api, Node};
 use crate::bed::Bed;
 use crate::command::{self, Output};
-use crate::cri::{Cri, setup};
+use crate::cri::messages::NOT_READY;
+use crate::cri::{Cri, Pod, setup};
 use crate::daemon::Daemon;
+use crate::host;
 
 /// The handlers and what else `config/` says of them reach every configuration of a node that
 /// containerd accepts; a second run changes nothing; the removal restores it byte for byte.
@@ -247,7 +249,17 @@ pub(super) fn pod(bed: &Bed<'_>) {
     let program = fs::read_link(format!("/proc/{}/exe", pod.shim())).unwrap();
     assert_eq!(program, node.program());
     assert_eq!(pod.ask(&container, "echo inside"), "inside");
+    upgrade(&node, &daemon, &pod);
+    expect_labels(&api, &json!("true"));
+    assert_eq!(pod.ask(&container, "echo inside"), "inside");
+    // The newer program cleans up after the older one's shim.
+    host::signal(pod.shim(), "KILL");
+    pod.await_exit(&container);
+    command::until("the pod is reported dead", || (pod.state().state == NOT_READY).then_some(()));
+    pod.remove();
 
+    let pod = cri.run("berth", "install-node-newer", |_| ());
+    let container = pod.start("c", &["sh", "-c", "sleep 1000"]);
     assert_eq!(run(&node, &daemon, "remove", 3), 0, "restarts under a pod");
     expect_labels(&api, &Value::Null);
     assert!(node.program().exists(), "the shim of a pod is needed");
@@ -257,6 +269,7 @@ pub(super) fn pod(bed: &Bed<'_>) {
 
     assert_eq!(run(&node, &daemon, "remove", 0), 1, "restarts");
     assert_eq!(fs::read(&node.config).unwrap(), before);
+    expect_labels(&api, &Value::Null);
     assert!(!node.program().exists());
     setup::await_service(&daemon);
     assert!(cri.attempt_run("berth", "install-node-gone", |_| ()).is_err(), "no handler");
@@ -265,6 +278,20 @@ pub(super) fn pod(bed: &Bed<'_>) {
     drop(cri);
     let left = daemon.end();
     assert!(left.is_empty(), "left behind: {}", left.join(", "));
+}
+
+/// An image with a newer program: it takes the place of the older one, whose shims run on.
+fn upgrade(node: &Node, daemon: &Daemon, pod: &Pod<'_>) {
+    let newer = node.dir.join("image/containerd-shim-berth-v1");
+    let mut bytes = fs::read(&newer).unwrap();
+    bytes.extend(b"newer");
+    fs::write(&newer, &bytes).unwrap();
+    let shim = pod.shim();
+    assert_eq!(run(node, daemon, "install", 0), 0, "restarts for a newer program");
+    assert!(fs::read(node.program()).unwrap() == bytes, "the newer program");
+    assert_eq!(pod.shim(), shim);
+    let program = fs::read_link(format!("/proc/{shim}/exe")).unwrap();
+    assert!(program.display().to_string().ends_with(" (deleted)"), "{program:?}");
 }
 
 /// Runs the program to its end with status `expected`, and restarts the daemon when it wants that; how
