@@ -6,11 +6,12 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{OnceLock, RwLock};
+use std::thread;
 
 use crate::bed::Bed;
 use crate::command::{self, Output};
 use crate::daemon::{Daemon, EventLog};
-use crate::{Runtime, image};
+use crate::{Runtime, host, image};
 
 /// The program's place in a tree that it was installed in.
 const PROGRAM: &str = "usr/bin/containerd-shim-berth-v1";
@@ -25,10 +26,21 @@ pub(super) fn upgrade(bed: &Bed<'_>) {
     // The first on the daemon's PATH.
     symlink(tree.0.join("usr/bin"), dir.join("bin")).unwrap();
     let daemon = Daemon::start(&bed.daemon.version, bed.daemon.programs(), Runtime::Runc, &dir);
-    daemon.import(bed.namespace, &image::write(&dir));
-    let events = RwLock::new(Some(EventLog::start(&daemon, bed.namespace)));
-    let inner = Bed::new(&daemon, bed.shim, bed.namespace, "install-package", &events);
+    let namespace = format!("{}-package", bed.namespace);
+    daemon.import(&namespace, &image::write(&dir));
+    let events = RwLock::new(Some(EventLog::start(&daemon, &namespace)));
+    {
+        let inner = Swept(Bed::new(&daemon, bed.shim, &namespace, "install-package", &events));
+        live_through(&inner.0, &tree, older, newer);
+    }
+    drop(events);
+    let left = daemon.end();
+    assert!(left.is_empty(), "left behind: {}", left.join(", "));
+    tarball(stage, &bed.daemon.dir().join("install-tarball"));
+}
 
+/// The `older` package is in `tree`. Three containers, the last of the `newer` one.
+fn live_through(inner: &Bed<'_>, tree: &Tree, older: &Path, newer: &Path) {
     let [first, second, third] = ["a", "b", "c"].map(|suffix| inner.name(suffix));
     let start = |id: &str| inner.shim_of(inner.start(&[], id, &["sleep", "1000"]));
     let runs = |id: &str, exec: &str, when: &str| {
@@ -71,11 +83,18 @@ pub(super) fn upgrade(bed: &Bed<'_>) {
     assert_eq!(fs::read_to_string(&settings).unwrap(), "# changed\n", "the host's settings");
     tree.dpkg("--purge", Path::new("berth")).ok();
     assert!(!tree.0.join("etc/berth").exists() && !tree.0.join("usr/share/doc/berth").exists());
-    drop(inner);
-    drop(events);
-    let left = daemon.end();
-    assert!(left.is_empty(), "left behind: {}", left.join(", "));
-    tarball(stage, &bed.daemon.dir().join("install-tarball"));
+}
+
+/// Takes away what is left of its containers when the case fails, and their namespace in any case.
+struct Swept<'a>(Bed<'a>);
+
+impl Drop for Swept<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.sweep();
+        }
+        host::remove_namespace(self.0.namespace);
+    }
 }
 
 /// The tree's own program installs it, twice, and removes it: by rename, and never over a
