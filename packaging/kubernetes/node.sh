@@ -70,7 +70,8 @@ dump() {
     fi
 }
 
-has_handler() { grep -q "runtimes\.[\"']*$2[\"']*\]" "$1"; }
+# has_handler FILE NAME
+has_handler() { grep -q "^[[:space:]]*\[[^#]*runtimes\.[\"']*$2[\"']*\]" "$1"; }
 
 # Reads what this node has: the config file behind a link, its version, containerd's version.
 look() {

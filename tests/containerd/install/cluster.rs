@@ -35,6 +35,7 @@ pub(super) fn configurations(bed: &Bed<'_>) {
         ("default", Some(default.clone())),
         ("default without the last newline", Some(default.trim_end().into())),
         ("version alone", Some(format!("version = {newest}\n"))),
+        ("runc in a comment", Some(format!("version = {newest}\n# [a.runtimes.runc]\n"))),
         ("version 2", Some(own.clone())),
         ("CRLF", Some(own.replace('\n', "\r\n"))),
         ("imports nothing", Some(format!("imports = []\n{own}"))),
