@@ -333,6 +333,11 @@ await_pods() {
 
 remove_program() {
     [ -e "$root$BIN_DIR/$name" ] || return 0
+    dump "$config" >"$work/after"
+    ! has_handler "$work/after" berth || {
+        say 'the node has a handler berth of its own: the program stays'
+        return 0
+    }
     rm "$root$BIN_DIR/$name"
     say "removed $BIN_DIR/$name"
 }

@@ -201,6 +201,7 @@ fn own_handler(bed: &Bed<'_>, number: usize) {
     for action in ["install", "remove"] {
         node.run(action).ok();
         assert_eq!(node.files(), before, "{action}");
+        assert!(node.program().exists(), "{action}: its program");
     }
     assert_eq!(node.restarts(), 0);
     fs::remove_dir_all(&dir).unwrap();
