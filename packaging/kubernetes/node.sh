@@ -344,7 +344,7 @@ remove_program() {
 
 case ${1:-} in install | remove) ;; *) sed -n '2,7s/^# *//p' "$0" >&2; exit 2 ;; esac
 trap 'rm -rf "$work"' EXIT
-trap 'exit 0' TERM INT
+trap 'kill "${!:-}" 2>/dev/null || true; exit 0' TERM INT
 rm -f "$READY"
 look
 if [ "$1" = install ]; then

@@ -186,6 +186,25 @@ pub(super) fn refusals(bed: &Bed<'_>) {
         fs::remove_dir_all(&dir).unwrap();
     }
     own_handler(bed, number);
+    stays(bed, &good);
+}
+
+/// The DaemonSet's pod is ready when all is done, and ends when it is told to.
+fn stays(bed: &Bed<'_>, config: &str) {
+    let dir = bed.daemon.dir().join("staying");
+    fs::create_dir_all(dir.join("etc")).unwrap();
+    let mut node = Node::new(&dir, bed.daemon.programs(), dir.join("etc/config.toml"));
+    node.pretend("");
+    fs::write(&node.config, config).unwrap();
+    for (action, installed) in [("install", true), ("remove", false)] {
+        let mut child = node.staying(action).stdout(Stdio::null()).spawn().unwrap();
+        command::until("it is ready", || dir.join("ready").exists().then_some(()));
+        assert_eq!(node.program().exists(), installed, "{action}");
+        host::signal(child.id().try_into().unwrap(), "TERM");
+        assert!(command::wait(&mut child, action).success(), "{action}");
+        fs::remove_file(dir.join("ready")).unwrap();
+    }
+    fs::remove_dir_all(&dir).unwrap();
 }
 
 /// A handler of that name which the node has already is left alone.

@@ -75,8 +75,15 @@ impl Node {
     }
 
     pub(super) fn command(&self, action: &str) -> Command {
+        let mut command = self.staying(action);
+        command.arg("once");
+        command
+    }
+
+    /// As the DaemonSet runs it: until it is terminated.
+    pub(super) fn staying(&self, action: &str) -> Command {
         let mut command = Command::new(self.dir.join("image/node.sh"));
-        command.args([action, "once"]).envs(&self.env);
+        command.arg(action).envs(&self.env);
         command
     }
 
