@@ -301,20 +301,19 @@ find_configuration() {
 # The drop-in goes last: a file that is imported has to be there.
 remove_handlers() {
     begin_change
-    empty=
     if [ -e "$root$config" ]; then
         without >"$work/without"
         fresh >"$work/fresh"
         if cmp -s "$work/without" "$work/fresh"; then
             rm "$root$config"
-            empty=${config%/*}
+            made=1
         else
             cmp -s "$work/without" "$root$config" || replace "$config" <"$work/without"
         fi
     fi
     rm -f "$root$dropin"
     rmdir "$root${dropin%/*}" 2>/dev/null || true
-    [ -z "$empty" ] || rmdir "$root$empty" 2>/dev/null || true
+    [ -z "$made" ] || rmdir "$root${config%/*}" 2>/dev/null || true
     dump "$config" >/dev/null || refuse "containerd does not accept it: $(tail -n 1 "$work/complaint")."
     end_change
 }

@@ -1,7 +1,7 @@
 //! The program of the DaemonSet: what it does to containerd's configuration, and pods through it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ pub(super) fn configurations(bed: &Bed<'_>) {
         ("imports in a comment", Some(format!("# imports = [\"@/x.toml\"]\n{own}"))),
     ];
     for (index, (name, text)) in cases.into_iter().enumerate() {
-        let dir = bed.daemon.dir().join(format!("node-{index}"));
+        let dir = directory(bed, &format!("node-{index}"));
         let etc = dir.join("etc/containerd");
         fs::create_dir_all(dir.join("etc")).unwrap();
         let mut node = Node::new(&dir, bed.daemon.programs(), etc.join("config.toml"));
@@ -77,6 +77,13 @@ pub(super) fn configurations(bed: &Bed<'_>) {
         assert_eq!(node.restarts(), 2, "{name}");
         fs::remove_dir_all(&dir).unwrap();
     }
+}
+
+/// A directory of the case's own, without what a row that is repeated has left.
+fn directory(bed: &Bed<'_>, name: &str) -> PathBuf {
+    let dir = bed.daemon.dir().join(name);
+    let _ = fs::remove_dir_all(&dir);
+    dir
 }
 
 fn there_and_back(node: &Node, old: bool) -> Result<(), String> {
@@ -157,7 +164,7 @@ pub(super) fn refusals(bed: &Bed<'_>) {
         if *name == "shadowed" && !old {
             continue;
         }
-        let dir = bed.daemon.dir().join(format!("refused-{index}"));
+        let dir = directory(bed, &format!("refused-{index}"));
         let etc = dir.join("etc");
         fs::create_dir_all(&etc).unwrap();
         let mut node = Node::new(&dir, bed.daemon.programs(), etc.join("config.toml"));
@@ -191,7 +198,7 @@ pub(super) fn refusals(bed: &Bed<'_>) {
 
 /// The DaemonSet's pod is ready when all is done, and ends when it is told to.
 fn stays(bed: &Bed<'_>, config: &str) {
-    let dir = bed.daemon.dir().join("staying");
+    let dir = directory(bed, "staying");
     fs::create_dir_all(dir.join("etc")).unwrap();
     let mut node = Node::new(&dir, bed.daemon.programs(), dir.join("etc/config.toml"));
     node.pretend("");
@@ -209,7 +216,7 @@ fn stays(bed: &Bed<'_>, config: &str) {
 
 /// A handler of that name which the node has already is left alone.
 fn own_handler(bed: &Bed<'_>, number: usize) {
-    let dir = bed.daemon.dir().join("own-handler");
+    let dir = directory(bed, "own-handler");
     fs::create_dir_all(dir.join("etc")).unwrap();
     let mut node = Node::new(&dir, bed.daemon.programs(), dir.join("etc/config.toml"));
     node.pretend("");
