@@ -36,6 +36,8 @@ const RUNTIME: Duration = Duration::from_secs(2);
 const PROCESSES: Duration = Duration::from_secs(1);
 /// Exit status of a container whose daemon was killed: as if by SIGKILL.
 const KILLED: u32 = 137;
+/// What the kernel calls each `containerd-shim-NAME`.
+const SHIM: &str = "containerd-shim";
 
 /// A container that has to go.
 struct Leftover {
@@ -252,11 +254,19 @@ impl Leftover {
     }
 
     /// The container's cgroup: as it was saved, else where config.json has it.
+    ///
+    /// Without a state nobody knows whether anything was begun: another containerd may have a container
+    /// of that name there. One whose shim lives is left alone.
     fn cgroup(&self) -> Option<Cgroup> {
         let saved = self.state.as_ref().and_then(|state| state.cgroup.clone());
         saved.or_else(|| {
             let path = self.bundle.spec().ok()?.cgroup_path(&self.id)?;
-            Hierarchies::read().ok()?.existing(&path)
+            let cgroup = Hierarchies::read().ok()?.existing(&path)?;
+            if self.state.is_none() && is_supervised(&cgroup) {
+                log::warn!("cgroup {} is left alone: it is another shim's", path.display());
+                return None;
+            }
+            Some(cgroup)
         })
     }
 
@@ -298,6 +308,12 @@ impl Leftover {
         state.runtime.forget(&self.id);
         let _ = fs::remove_file(self.bundle.dir().join("log-delete.json")); // most often not there
     }
+}
+
+/// Whether a shim, of whatever kind, lives that is the parent of a process in there.
+fn is_supervised(cgroup: &Cgroup) -> bool {
+    let pids = cgroup.pids().ok().flatten().unwrap_or_default();
+    pids.into_iter().any(|pid| child::parent_name(pid).is_some_and(|name| name == SHIM))
 }
 
 /// Kills a cgroup's processes and removes it.

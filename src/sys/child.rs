@@ -238,6 +238,15 @@ pub(crate) fn start_time(pid: Pid) -> Option<u64> {
     rest.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// What a process's parent is called: the first 15 bytes of its program's name. Field 4 of
+/// proc_pid_stat(5).
+pub(crate) fn parent_name(pid: Pid) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    let parent: i32 = rest.split_whitespace().nth(1)?.parse().ok()?;
+    Some(fs::read_to_string(format!("/proc/{parent}/comm")).ok()?.trim_end().to_owned())
+}
+
 /// Every process of this PID namespace.
 pub(crate) fn all() -> impl Iterator<Item = Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

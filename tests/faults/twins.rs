@@ -1,6 +1,13 @@
 //! Two containerds whose shims have the same namespace, ids and runtime root.
 
+use serde_json::json;
+
 use crate::support::{Code, Host, Spec, skipped};
+
+/// A container in the cgroup that `host` gives to its container `c`: containerds name them alike.
+fn in_cgroup_of(host: &Host) -> Spec {
+    Spec::idle().set("/linux/cgroupsPath", json!(format!("/berth-test-{}/c", host.tag())))
+}
 
 #[test]
 fn a_container_of_another_containerd_with_the_same_id_is_left_alone() {
@@ -15,6 +22,7 @@ fn a_container_of_another_containerd_with_the_same_id_is_left_alone() {
     // With a root of its own it runs beside the other.
     second.run("c");
     second.remove("c");
+    two.prepare("c", in_cgroup_of(&one));
     let mut request = second.request("c");
     request.options = first.request("c").options;
     let refusal = second.create(&request).unwrap_err();
@@ -45,7 +53,7 @@ fn a_container_whose_owner_is_not_known_in_time_is_left_alone_too() {
     for (name, answer) in ANSWERS {
         let (one, two) = (Host::scripted(), Host::new());
         let first = one.start("c", Spec::idle());
-        let second = two.start("c", Spec::idle());
+        let second = two.start("c", in_cgroup_of(&one));
         let pid = first.run("c");
         one.script().set("state", answer);
         let mut request = second.request("c");
