@@ -143,6 +143,8 @@ impl Asked {
             rests = true;
             let mut ends = [PollFd::new(self.fd.as_fd(), wanted)];
             match poll(&mut ends, PollTimeout::ZERO) {
+                // Nobody has a terminal open: that is no error, and may change.
+                Ok(_) if wanted.is_empty() && ends[0].revents() == Some(PollFlags::POLLHUP) => {}
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
                 Err(errno) => return Err(errno.into()),
@@ -210,6 +212,19 @@ mod tests {
                 assert!(notices < 10, "{name}: {notices} notices in 100 ms");
             });
         }
+    }
+
+    #[test]
+    fn a_terminal_that_nobody_has_open_is_not_broken() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let nix::pty::OpenptyResult { master, slave } = nix::pty::openpty(None, None).unwrap();
+            drop(slave);
+            let master = Ready(Way::Asked(asked(master)));
+            let broken = timeout(Duration::from_millis(100), master.ready(Interest::ERROR)).await;
+            assert!(broken.is_err());
+            master.readable().await.unwrap(); // its end is there to be read
+        });
     }
 
     #[test]
