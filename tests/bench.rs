@@ -35,11 +35,13 @@ fn a_summary_is_median_minimum_and_95th_percentile() {
 
 #[test]
 fn words_choose_parts_and_rows() {
-    const PARTS: &[&str] = &["io", "life"];
+    const PARTS: &[&str] = &["io", "life", "many"];
     let cases = [
         ("", "io", "terminal, init", true),
         ("io", "io", "terminal, init", true),
         ("life", "io", "terminal, init", false),
+        ("", "many", "shims", false),
+        ("many", "many", "shims", true),
         ("io life", "io", "terminal, init", true),
         ("terminal", "io", "terminal, init", true),
         ("io terminal init", "io", "terminal, init", true),
@@ -48,22 +50,25 @@ fn words_choose_parts_and_rows() {
     ];
     for (line, part, row, expected) in cases {
         let args = parse(line).unwrap();
-        let chosen = args.chooses_part(part, PARTS) && args.chooses_row(row, PARTS);
+        let chosen = args.chooses_part(part, PARTS, part != "many") && args.chooses_row(row, PARTS);
         assert_eq!(chosen, expected, "{line:?}");
     }
 }
 
 #[test]
 fn options_have_values_that_are_checked() {
-    let args = parse("io --rounds 3 --shim /a/b --shim x=/c --json f --stock /s --runtime crun");
+    let args = parse(
+        "io --rounds 3 --shim /a/b --shim x=/c --json f --stock /s --runtime crun --check --count 7",
+    );
     let args = args.unwrap();
-    assert_eq!((args.rounds, args.runtime.as_str()), (Some(3), "crun"));
+    assert_eq!((args.rounds, args.runtime.as_deref()), (Some(3), Some("crun")));
+    assert_eq!((args.check, args.count), (true, 7));
     assert_eq!(args.shims, [("b".into(), "/a/b".into()), ("x".into(), "/c".into())]);
     assert_eq!((args.json, args.stock), (Some("f".into()), Some("/s".into())));
     for (line, fault) in [
         ("--rounds", "--rounds needs a value"),
-        ("--rounds 0", "--rounds 0: not a number of rounds"),
-        ("--rounds many", "--rounds many: not a number of rounds"),
+        ("--rounds 0", "--rounds 0: not a number from 1 on"),
+        ("--rounds many", "--rounds many: not a number from 1 on"),
         ("--laps 3", "unknown option --laps"),
     ] {
         assert_eq!(parse(line).unwrap_err(), fault, "{line:?}");

@@ -11,12 +11,16 @@ pub(crate) struct Args {
     pub(crate) rounds: Option<u32>,
     /// `--json FILE`: a line is appended for each figure.
     pub(crate) json: Option<PathBuf>,
-    /// `--runtime NAME`
-    pub(crate) runtime: String,
+    /// `--runtime NAME`: in place of those that a part is for.
+    pub(crate) runtime: Option<String>,
     /// `--stock PATH`: the shim that the ratios are to.
     pub(crate) stock: Option<PathBuf>,
     /// `--shim [NAME=]PATH`: measured too.
     pub(crate) shims: Vec<(String, PathBuf)>,
+    /// `--count N`: how many shims the part `many` starts.
+    pub(crate) count: u32,
+    /// `--check`: whether a missed budget is a failure.
+    pub(crate) check: bool,
 }
 
 impl Args {
@@ -29,9 +33,11 @@ impl Args {
             words: Vec::new(),
             rounds: None,
             json: None,
-            runtime: "runc".into(),
+            runtime: None,
             stock: None,
             shims: Vec::new(),
+            count: 500,
+            check: false,
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -39,11 +45,16 @@ impl Args {
                 args.words.push(word.clone());
                 continue;
             }
+            if word == "--check" {
+                args.check = true;
+                continue;
+            }
             let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
             match word.as_str() {
-                "--rounds" => args.rounds = Some(rounds(value)?),
+                "--rounds" => args.rounds = Some(number(word, value)?),
+                "--count" => args.count = number(word, value)?,
                 "--json" => args.json = Some(value.into()),
-                "--runtime" => args.runtime.clone_from(value),
+                "--runtime" => args.runtime = Some(value.clone()),
                 "--stock" => args.stock = Some(value.into()),
                 "--shim" => args.shims.push(shim(value)),
                 _ => return Err(format!("unknown option {word}")),
@@ -52,10 +63,11 @@ impl Args {
         Ok(args)
     }
 
-    /// Whether the part `name`, one of `parts`, is asked for: by its name, or because none is.
-    pub(crate) fn chooses_part(&self, name: &str, parts: &[&str]) -> bool {
+    /// Whether the part `name`, one of `parts`, is asked for: by its name, or because none is and it
+    /// `is_usual`.
+    pub(crate) fn chooses_part(&self, name: &str, parts: &[&str], is_usual: bool) -> bool {
         let mut named = self.words.iter().filter(|word| parts.contains(&word.as_str())).peekable();
-        named.peek().is_none() || named.any(|word| word == name)
+        if named.peek().is_none() { is_usual } else { named.any(|word| word == name) }
     }
 
     /// Whether every word that names no part is in the row's name.
@@ -65,9 +77,9 @@ impl Args {
     }
 }
 
-fn rounds(value: &str) -> Result<u32, String> {
-    let number = value.parse().ok().filter(|&rounds| rounds > 0);
-    number.ok_or_else(|| format!("--rounds {value}: not a number of rounds"))
+fn number(option: &str, value: &str) -> Result<u32, String> {
+    let number = value.parse().ok().filter(|&number| number > 0);
+    number.ok_or_else(|| format!("{option} {value}: not a number from 1 on"))
 }
 
 /// A shim without a name is called as its program is.

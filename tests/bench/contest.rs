@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use crate::args::Args;
 use crate::figures::Summary;
 use crate::ground;
-use crate::support::{self, Host};
+use crate::support::{self, Host, Stdin};
 
 /// A shim in one of its ways of working.
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
+    /// What `start` is given on standard input.
+    pub(crate) stdin: Stdin,
     /// berth's configuration file, where the way of working takes one.
     pub(crate) config: Option<&'static str>,
 }
@@ -19,7 +21,12 @@ pub(crate) struct Subject {
 impl Subject {
     fn new(name: &str, program: &Path, config: Option<&'static str>) -> Self {
         let program = program.canonicalize().unwrap_or_else(|_| program.into());
-        Self { name: name.into(), program, config }
+        Self { name: name.into(), program, stdin: Stdin::Nothing, config }
+    }
+
+    /// No shim at all: the floor.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.program.as_os_str().is_empty()
     }
 
     /// A containerd of its own, whose containers run with `runtime`.
@@ -36,6 +43,24 @@ impl Subject {
 pub(crate) fn others(args: &Args) -> Vec<Subject> {
     let shims = args.shims.iter().map(|(name, program)| Subject::new(name, program, None));
     [Subject::new("stock", &stock(args), None)].into_iter().chain(shims).collect()
+}
+
+/// The OCI runtime by itself, called as a shim calls it.
+pub(crate) fn bare() -> Subject {
+    let (name, program, config) = ("bare".into(), PathBuf::new(), None);
+    Subject { name, program, stdin: Stdin::Nothing, config }
+}
+
+/// The stock shim, those of the command line, berth.
+pub(crate) fn shims(args: &Args) -> Vec<Subject> {
+    let mut subjects = others(args);
+    subjects.push(berth("berth", None));
+    subjects
+}
+
+/// The bare runtime, then [`shims`].
+pub(crate) fn all(args: &Args) -> Vec<Subject> {
+    [bare()].into_iter().chain(shims(args)).collect()
 }
 
 /// The berth that is measured.
@@ -103,6 +128,7 @@ pub(crate) fn hold(rows: &[Row], subjects: &[Subject], rounds: u32) -> Vec<Line>
     for row in rows {
         eprint!("{} ", row.name);
         let mut samples = vec![Vec::new(); subjects.len()];
+        nix::unistd::sync(); // pages of a new program are private dirty until they are written back
         for round in 0..=rounds as usize {
             let load = if round == 0 { Load::WarmUp } else { Load::Full };
             for turn in 0..subjects.len() {

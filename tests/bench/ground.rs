@@ -12,7 +12,6 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::args::Args;
 use crate::host::PlainHierarchies;
 use crate::support::RUN;
 
@@ -23,14 +22,13 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Runs the worker on a tmpfs. SIGINT and SIGTERM reach only this process: it tells the worker by
 /// closing its standard input, so that the worker can take down what it has started.
-pub(crate) fn supervise(args: &Args, words: &[String]) -> ExitCode {
+pub(crate) fn supervise(words: &[String], plain_hierarchies: bool) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("bench: it starts containers: run it as root");
         return ExitCode::FAILURE;
     }
     let _lock = lock();
-    // crun refuses a hybrid layout; runc's figures are those of the machine as it is.
-    let _hierarchies = (args.runtime != "runc").then(PlainHierarchies::mount);
+    let _hierarchies = plain_hierarchies.then(PlainHierarchies::mount);
     let base = PathBuf::from(format!("/run/berth-bench-{}", std::process::id()));
     std::fs::create_dir(&base).unwrap();
     mount(Some("tmpfs"), &base, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();

@@ -24,7 +24,7 @@ pub(crate) fn describe(subjects: &[Subject], runtime: &str, load: &str) -> Strin
         first_line("uname", "-r", "-s").trim_start_matches("Linux "),
         version(runtime, "--version"),
     );
-    for subject in subjects {
+    for subject in subjects.iter().filter(|subject| !subject.is_bare()) {
         let program = subject.program.to_string_lossy();
         text += &format!("- {}: {}, `{program}`\n", subject.name, version(&program, "-v"));
     }

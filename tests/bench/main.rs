@@ -16,17 +16,26 @@
 #![allow(missing_docs)]
 
 mod args;
+mod bare;
+mod budget;
 #[path = "../containerd/command.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use all")]
 mod command;
 mod contest;
+mod delete;
+mod exec;
 mod figures;
 mod ground;
 #[path = "../containerd/host.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use all")]
 mod host;
+mod idle;
 mod io;
+mod life;
 mod machine;
+mod many;
+mod memory;
+mod meter;
 mod stats;
 #[path = "../support/mod.rs"]
 #[allow(
@@ -44,6 +53,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use args::Args;
+use budget::Measured;
 use contest::{Row, Subject};
 
 /// A table of its own: some rows, each with the same figures, and the shims that are compared.
@@ -51,12 +61,75 @@ struct Part {
     name: &'static str,
     title: &'static str,
     figures: &'static [table::Figure],
-    rows: fn(&Args) -> Vec<Row>,
+    rows: fn(&str, &Args) -> Vec<Row>,
     subjects: fn(&Args) -> Vec<Subject>,
     rounds: u32,
+    runtimes: &'static [&'static str],
+    /// Not one that has to be asked for.
+    is_usual: bool,
+}
+
+impl Part {
+    /// The runtimes that it is measured with.
+    fn runtimes(&self, args: &Args) -> Vec<String> {
+        match &args.runtime {
+            Some(runtime) => vec![runtime.clone()],
+            None => self.runtimes.iter().copied().map(str::to_owned).collect(),
+        }
+    }
 }
 
 const PARTS: &[Part] = &[
+    Part {
+        name: "life",
+        title: "A life",
+        figures: life::FIGURES,
+        rows: life::rows,
+        subjects: life::subjects,
+        rounds: 21,
+        runtimes: &["runc", "crun"],
+        is_usual: true,
+    },
+    Part {
+        name: "exec",
+        title: "Exec",
+        figures: exec::FIGURES,
+        rows: exec::rows,
+        subjects: contest::all,
+        rounds: 7,
+        runtimes: &["runc", "crun"],
+        is_usual: true,
+    },
+    Part {
+        name: "memory",
+        title: "Memory, threads and descriptors",
+        figures: memory::FIGURES,
+        rows: memory::rows,
+        subjects: contest::shims,
+        rounds: 3,
+        runtimes: &["runc"],
+        is_usual: true,
+    },
+    Part {
+        name: "idle",
+        title: "Idle",
+        figures: idle::FIGURES,
+        rows: idle::rows,
+        subjects: contest::shims,
+        rounds: 1,
+        runtimes: &["runc"],
+        is_usual: true,
+    },
+    Part {
+        name: "delete",
+        title: "Delete",
+        figures: delete::FIGURES,
+        rows: delete::rows,
+        subjects: contest::shims,
+        rounds: 3,
+        runtimes: &["runc"],
+        is_usual: true,
+    },
     Part {
         name: "io",
         title: "Output of a process",
@@ -64,14 +137,28 @@ const PARTS: &[Part] = &[
         rows: io::rows,
         subjects: io::subjects,
         rounds: 7,
+        runtimes: &["runc"],
+        is_usual: true,
     },
     Part {
         name: "stats",
         title: "Calls that ask",
         figures: stats::FIGURES,
         rows: stats::rows,
-        subjects: stats::subjects,
+        subjects: contest::shims,
         rounds: 7,
+        runtimes: &["runc"],
+        is_usual: true,
+    },
+    Part {
+        name: "many",
+        title: "A node's worth of shims",
+        figures: many::FIGURES,
+        rows: many::rows,
+        subjects: contest::shims,
+        rounds: 1,
+        runtimes: &["crun"],
+        is_usual: false,
     },
 ];
 
@@ -84,7 +171,7 @@ fn main() -> ExitCode {
             Args::parse(&words[1..]).map_or(ExitCode::FAILURE, |args| work(&args))
         }
         _ => match Args::parse(&words) {
-            Ok(args) => ground::supervise(&args, &words),
+            Ok(args) => ground::supervise(&words, needs_plain_hierarchies(&args)),
             Err(fault) => {
                 eprintln!("bench: {fault}");
                 ExitCode::FAILURE
@@ -93,37 +180,56 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures what the arguments choose, and prints it.
-fn work(args: &Args) -> ExitCode {
-    let mut found = false;
-    for part in PARTS.iter().filter(|part| args.chooses_part(part.name, &names())) {
-        let mut rows = (part.rows)(args);
-        rows.retain(|row| args.chooses_row(&row.name, &names()));
-        found |= !rows.is_empty();
-        if !rows.is_empty() {
-            measure(part, &rows, args);
-        }
-    }
-    if !found {
-        eprintln!("bench: nothing fits {:?}; the parts are {:?}", args.words, names());
-    }
-    if found { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+/// crun refuses a hybrid layout of cgroups; other figures are those of the machine as it is.
+fn needs_plain_hierarchies(args: &Args) -> bool {
+    chosen(args).any(|part| part.runtimes(args).iter().any(|runtime| runtime != "runc"))
 }
 
-fn measure(part: &Part, rows: &[Row], args: &Args) {
+fn chosen(args: &Args) -> impl Iterator<Item = &'static Part> {
+    PARTS.iter().filter(|part| args.chooses_part(part.name, &names(), part.is_usual))
+}
+
+/// Measures what the arguments choose, and prints it.
+fn work(args: &Args) -> ExitCode {
+    let mut all = Vec::new();
+    for part in chosen(args) {
+        for runtime in part.runtimes(args) {
+            let mut rows = (part.rows)(&runtime, args);
+            rows.retain(|row| args.chooses_row(&row.name, &names()));
+            if !rows.is_empty() {
+                all.push(measure(part, &rows, runtime, args));
+            }
+        }
+    }
+    if all.is_empty() {
+        eprintln!("bench: nothing fits {:?}; the parts are {:?}", args.words, names());
+        return ExitCode::FAILURE;
+    }
+    let others: Vec<_> = contest::others(args).into_iter().map(|subject| subject.name).collect();
+    let (table, missed) = budget::table(&all, &others);
+    println!("### Budgets\n\n{table}");
+    if args.check && !missed.is_empty() {
+        eprintln!("bench: missed: {}", missed.join("; "));
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn measure(part: &'static Part, rows: &[Row], runtime: String, args: &Args) -> Measured {
     let subjects = (part.subjects)(args);
     let rounds = args.rounds.unwrap_or(part.rounds);
     let load = machine::load();
     let lines = contest::hold(rows, &subjects, rounds);
-    println!("### {}: {}, {rounds} rounds\n", part.title, args.runtime);
+    println!("### {}: {runtime}, {rounds} rounds\n", part.title);
     println!("{}", table::markdown(part.figures, &lines));
-    println!("{}", machine::describe(&subjects, &args.runtime, &load));
+    println!("{}", machine::describe(&subjects, &runtime, &load));
     if let Some(path) = &args.json {
         let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
-        for line in table::json(part.name, &args.runtime, part.figures, &lines) {
+        for line in table::json(part.name, &runtime, part.figures, &lines) {
             writeln!(file, "{line}").unwrap();
         }
     }
+    Measured { part: part.name, runtime, figures: part.figures, lines }
 }
 
 fn names() -> Vec<&'static str> {

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::args::Args;
-use crate::contest::{self, Load, Row, Sample, Subject};
+use crate::contest::{Load, Row, Sample, Subject};
 use crate::support::{Shim, Spec, eventually};
 use crate::table::Figure;
 use crate::usage::Usage;
@@ -35,20 +35,13 @@ const ROWS: &[(&str, Call)] = &[
     ("a State call", |shim| drop(shim.state("c", "").unwrap())),
 ];
 
-pub(crate) fn rows(args: &Args) -> Vec<Row> {
+pub(crate) fn rows(runtime: &str, _: &Args) -> Vec<Row> {
     let row = |&(name, call): &(&str, Call)| {
-        let runtime = args.runtime.clone();
+        let runtime = runtime.to_owned();
         let turn = move |subject: &Subject, load| turn(subject, &runtime, call, load);
         Row { name: name.into(), turn: Box::new(turn) }
     };
     ROWS.iter().map(row).collect()
-}
-
-/// The stock shim, those of the command line, berth.
-pub(crate) fn subjects(args: &Args) -> Vec<Subject> {
-    let mut subjects = contest::others(args);
-    subjects.push(contest::berth("berth", None));
-    subjects
 }
 
 /// An idle container with a limit of each kind, asked about again and again.

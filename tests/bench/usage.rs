@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use nix::time::clock_getcpuclockid;
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 /// CPU time and wake-ups of a process at one moment.
@@ -33,6 +33,16 @@ impl Usage {
             Some((task.file_name().to_str()?.parse().ok()?, count.trim().parse().ok()?))
         });
         Self { cpu, switches: switches.collect() }
+    }
+
+    /// CPU time of the thread that calls, in nanoseconds.
+    pub(crate) fn of_this_thread() -> Duration {
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+    }
+
+    /// CPU time so far.
+    pub(crate) fn cpu(&self) -> Duration {
+        self.cpu
     }
 
     /// What was used since `before`. A thread that ended in between takes its wake-ups with it; the

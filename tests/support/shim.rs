@@ -153,6 +153,12 @@ impl<'h> Shim<'h> {
         self.wait_gone();
     }
 
+    /// Closes the connection; what the daemon logs is still read.
+    #[allow(dead_code, reason = "tests/bench uses it, tests/main does not")]
+    pub fn hang_up(self) -> Reader {
+        self.log
+    }
+
     /// Waits until the daemon has ended.
     #[track_caller]
     pub fn wait_gone(&self) {

@@ -73,11 +73,11 @@ const STREAMS: &[Stream] = &[
 ];
 
 /// Every stream of an init process, then of an exec process.
-pub(crate) fn rows(args: &Args) -> Vec<Row> {
+pub(crate) fn rows(runtime: &str, _: &Args) -> Vec<Row> {
     let all = STREAMS.iter().flat_map(|&stream| [(stream, Process::Init), (stream, Process::Exec)]);
     let row = |(stream, process): (Stream, Process)| {
         let word = if process == Process::Init { "init" } else { "exec" };
-        let runtime = args.runtime.clone();
+        let runtime = runtime.to_owned();
         let turn = move |subject: &Subject, load| turn(subject, &runtime, stream, process, load);
         Row { name: format!("{}, {word}", stream.name), turn: Box::new(turn) }
     };
