@@ -167,7 +167,11 @@ fn remove(leftovers: Vec<Leftover>, until: Instant) {
         command.end(until - PROCESSES);
     }
     for leftover in &leftovers {
-        leftover.kill_orphaned_commands(until);
+        // Before there is a state the daemon runs no command, and after an orderly end none is left:
+        // with thousands of processes on the host, a look at each of them takes long.
+        if leftover.state.is_some() {
+            leftover.kill_orphaned_commands(until);
+        }
         leftover.kill(until);
         leftover.remove_rest();
     }

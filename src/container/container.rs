@@ -323,6 +323,7 @@ impl Container {
         self.shared.events.queue(Event::Deleted { id: self.id.clone(), ended });
         self.shared.map.borrow_mut().remove(&self.id);
         self.shared.note_change();
+        self.shared.note_deleted();
         Ok(ended)
     }
 

@@ -128,7 +128,7 @@ impl Made {
         }
         state.cgroup.clone_from(&cgroup);
         bundle.save(state)?;
-        init.bind(pid, pidfd, io);
+        init.bind(pid, io);
         Ok(Self { child, cgroup })
     }
 }

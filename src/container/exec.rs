@@ -109,15 +109,15 @@ impl Container {
             let io = master.and_then(|master| io.attach(master, &context));
             // It runs, and without its terminal nobody would ever hear of it again.
             let io = io.inspect_err(|_| kill(pidfd.as_ref()))?;
-            exec.bind(child.pid, pidfd, io);
+            exec.bind(child.pid, io);
             return Ok(child);
         }
         let (io, child) = ProcessIo::open(&exec.stdio, &context).await?;
         let streams = [child.stdin, child.stdout, child.stderr];
         self.runtime.exec(&call, process, pid, None, Some(streams)).await?;
-        let (child, pidfd) = watch.claim(bundle::read_pid(pid)?, call.ended())?;
+        let (child, _) = watch.claim(bundle::read_pid(pid)?, call.ended())?;
         exec.inner_pid.set(self.inner_pid(inner_file.path()));
-        exec.bind(child.pid, pidfd, io);
+        exec.bind(child.pid, io);
         Ok(child)
     }
 
@@ -186,6 +186,7 @@ impl Container {
         if self.execs.borrow_mut().remove(id).is_none() {
             return Err(Error::NotFound { what: "exec process", id: id.to_string() });
         }
+        self.shared.note_deleted();
         drained.map(|()| exec.pid().zip(exit))
     }
 }

@@ -1,9 +1,20 @@
 //! Whether anything needs the daemon, as far as its containers tell.
 
 use std::io::ErrorKind;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::task::spawn_local;
+use tokio::time::sleep;
 
 use crate::container::{Containers, Slot};
 use crate::sandbox::{Sandbox, Stage};
+use crate::sys::thread::trim_heap;
+
+/// So many processes leave memory behind that is worth a look; a probe every now and then does not.
+const MANY: u32 = 8;
+/// How long after that, so that the others which were there at the same time are gone too.
+const CALM: Duration = Duration::from_secs(1);
 
 /// What the daemon is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +60,20 @@ impl Containers {
     /// Says that a container has ended or is gone.
     pub(super) fn note_change(&self) {
         self.changed.notify_one();
+    }
+
+    /// Says that a process is gone with all that was held for it. Behind many of them, when a moment has
+    /// passed, the memory is given back that those took which were there at the same time.
+    pub(super) fn note_deleted(self: &Rc<Self>) {
+        self.deleted.set(self.deleted.get() + 1);
+        if self.deleted.get() == MANY {
+            let shared = self.clone();
+            spawn_local(async move {
+                sleep(CALM).await;
+                shared.deleted.set(0);
+                trim_heap();
+            });
+        }
     }
 
     /// Resolves when a container has ended or is gone. For one caller.

@@ -74,6 +74,8 @@ pub(crate) struct Containers {
     closed: Notify,
     /// A container has ended or is gone.
     changed: Notify,
+    /// Processes that were deleted since memory was given back.
+    deleted: Cell<u32>,
 }
 
 enum Slot {
@@ -148,6 +150,7 @@ impl Containers {
             ended: Cell::default(),
             closed: Notify::new(),
             changed: Notify::new(),
+            deleted: Cell::default(),
         }
     }
 

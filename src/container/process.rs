@@ -1,7 +1,6 @@
 //! One process of a container: its init process or an exec process.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::SystemTime;
 
@@ -13,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::ids::{ExecId, Pid};
 use crate::io::{ProcessIo, StdioSpec, Undrained};
 use crate::reaper::Exit;
-use crate::sys::pidfd::pidfd_send_signal;
+use crate::sys::child;
 
-/// Plain data apart from three handles: the pidfd, the open streams and the waiters.
+/// Plain data apart from two handles: the open streams and the waiters.
 pub(crate) struct Process {
     /// The name that messages use: the container's id, or the exec process's.
     pub(crate) name: String,
@@ -30,7 +29,6 @@ pub(crate) struct Process {
     pid: Cell<Option<Pid>>,
     /// Its pid in the container, where the runtime signals it by that.
     pub(super) inner_pid: Cell<Option<Pid>>,
-    pidfd: RefCell<Option<OwnedFd>>,
     io: RefCell<Option<Rc<ProcessIo>>>,
     /// When the runtime had made it, and when its program began to run.
     times: Cell<[Option<SystemTime>; 2]>,
@@ -62,7 +60,6 @@ impl Process {
             state: Cell::new(State::Created),
             pid: Cell::default(),
             inner_pid: Cell::default(),
-            pidfd: RefCell::default(),
             io: RefCell::default(),
             times: Cell::default(),
             stdin_closed: Cell::default(),
@@ -92,10 +89,9 @@ impl Process {
     }
 
     /// Binds what the runtime made to this description.
-    pub(crate) fn bind(&self, pid: Pid, pidfd: Option<OwnedFd>, io: ProcessIo) {
+    pub(crate) fn bind(&self, pid: Pid, io: ProcessIo) {
         self.pid.set(Some(pid));
         self.times.set([Some(SystemTime::now()), None]);
-        self.pidfd.replace(pidfd);
         self.io.replace(Some(Rc::new(io)));
         if self.stdin_closed.get() {
             self.close_stdin();
@@ -171,7 +167,6 @@ impl Process {
     /// Notes that the process was reaped: from now on signals come too late.
     pub(crate) fn mark_dead(&self) {
         self.dead.set(true);
-        self.pidfd.take();
         if let Some(io) = &*self.io.borrow() {
             io.process_ended();
         }
@@ -217,7 +212,7 @@ impl Process {
         }
     }
 
-    /// Sends a signal to this process and no other: its pidfd outlives any reuse of the pid.
+    /// Sends a signal to this process and no other: the pid stays its own until the daemon reaps it.
     ///
     /// # Errors
     /// [`Error::State`] before the process was made, [`Error::Finished`] after its end,
@@ -227,12 +222,11 @@ impl Process {
         if self.dead.get() {
             return Err(finished());
         }
-        let pidfd = self.pidfd.borrow();
-        let Some(pidfd) = pidfd.as_ref() else {
+        let Some(pid) = self.pid.get() else {
             return Err(Error::State { id: self.name.clone(), change: "kill", state: "created" });
         };
         let number = i32::try_from(signal).unwrap_or(i32::MAX);
-        pidfd_send_signal(pidfd.as_fd(), number).map_err(|error| match error.raw_os_error() {
+        child::signal(pid, number).map_err(|error| match error.raw_os_error() {
             Some(libc::ESRCH) => finished(),
             Some(libc::EINVAL) => Error::Invalid(format!("{signal} is no signal")),
             _ => Error::sys("send a signal")(error),

@@ -1,7 +1,7 @@
 //! An output whose FIFO the process has itself: no byte passes through berth.
 //!
-//! berth keeps an end of each kind open, so that a reader may come and go: no reader is no SIGPIPE and
-//! no loss, and no reader gets an end of the file before the process's own.
+//! berth keeps the FIFO open for both, so that a reader may come and go: no reader is no SIGPIPE and no
+//! loss, and no reader gets an end of the file before the process's own.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -12,7 +12,7 @@ use nix::sys::stat::fstat;
 use nix::unistd::{getegid, geteuid};
 use tokio::sync::Notify;
 
-use super::fifo::{self, Direction, Opened};
+use super::fifo::{self, Opened};
 use super::output::{Output, Taker};
 use super::pipe::enlarge;
 use super::task::Flag;
@@ -21,8 +21,7 @@ use crate::error::{Error, Result};
 
 /// What berth holds of such a FIFO.
 pub(super) struct Handed {
-    reader: Rc<OwnedFd>,
-    writer: OwnedFd,
+    both: Rc<OwnedFd>,
     output: Rc<Output>,
 }
 
@@ -43,17 +42,16 @@ impl Handed {
         if !is_wanted(&opened, context).map_err(failed)? {
             return Ok(Err(opened));
         }
-        let reader = Rc::new(fifo::half(&opened.fd, Direction::In).map_err(failed)?);
         let theirs = blocking_writer(&opened.fd).map_err(failed)?;
-        let writer = theirs.try_clone().map_err(failed)?;
-        let taker = Taker::Sink(Rc::downgrade(&reader));
+        let both = Rc::new(opened.fd);
+        let taker = Taker::Sink(Rc::downgrade(&both));
         let output = Output::new(stream, Weak::new(), taker, changed.clone());
-        Ok(Ok((theirs, Self { reader, writer, output })))
+        Ok(Ok((theirs, Self { both, output })))
     }
 
     /// The file, for as long as berth has it.
     pub(super) fn file(&self) -> Weak<OwnedFd> {
-        Rc::downgrade(&self.reader)
+        Rc::downgrade(&self.both)
     }
 
     /// What the outside may know of it.
@@ -64,11 +62,10 @@ impl Handed {
     /// Waits for the end of the process. The kernel has ended all others in its PID namespace before
     /// that is known, so what they wrote is in the FIFO.
     pub(super) async fn run(self, ended: Flag) {
-        let Self { reader, writer, output } = self;
+        let Self { both, output } = self;
         ended.wait().await;
-        drop(writer);
         output.finish();
-        if let Err(error) = fifo::leave(reader, output.rest()).await {
+        if let Err(error) = fifo::leave(both, output.rest()).await {
             log::warn!("cannot wait for a reader of {}: {error}", output.stream().name());
         }
     }

@@ -1,9 +1,9 @@
 //! Child processes: spawn, reap, walk and kill.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use crate::ids::Pid;
+use crate::sys::vfork;
 
 /// Standard input, output and error of a new process, in this order.
 pub(crate) type Streams = [OwnedFd; 3];
@@ -69,10 +70,14 @@ pub(crate) fn spawn(
     streams: Streams,
     files: Option<FileLimit>,
 ) -> io::Result<Pid> {
-    let [stdin, stdout, stderr] = streams;
-    let mut command = command(program, args, cwd, env);
-    command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    spawn_bound(command, files)
+    vfork::start(vfork::Program {
+        path: program,
+        args: args.iter().map(AsRef::as_ref).collect(),
+        env: environment(env),
+        cwd,
+        streams: streams.each_ref().map(AsFd::as_fd),
+        files,
+    })
 }
 
 /// Starts `program` as [`spawn`] does, but with nothing of ours: its environment is `env` alone, 0, 1
@@ -123,7 +128,7 @@ fn hand_over(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::Resul
 }
 
 /// A copy of `fd`, close-on-exec, with the first free number from `least` on.
-fn copy_from(least: i32, fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub(super) fn copy_from(least: i32, fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(least))?;
     // SAFETY: the kernel just returned `copy`; it is open and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
@@ -154,19 +159,14 @@ pub(super) fn spawn_bound(mut command: Command, files: Option<FileLimit>) -> io:
     i32::try_from(child.id()).ok().and_then(Pid::new).ok_or_else(|| Errno::ESRCH.into())
 }
 
-fn command(
-    program: &Path,
-    args: &[impl AsRef<OsStr>],
-    cwd: &Path,
-    env: &[(String, String)],
-) -> Command {
-    let mut command = Command::new(program);
-    command.args(args).current_dir(cwd);
-    for name in NOT_FOR_RUNTIMES {
-        command.env_remove(name);
-    }
-    command.envs(env.iter().map(|(key, value)| (key, value)));
-    command
+/// Our variables but for [`NOT_FOR_RUNTIMES`], and those of `env`, which come first.
+fn environment(env: &[(String, String)]) -> Vec<(OsString, OsString)> {
+    let is_ours = |name: &OsStr| {
+        !NOT_FOR_RUNTIMES.iter().any(|other| name == *other)
+            && !env.iter().any(|(other, _)| name == OsStr::new(other))
+    };
+    let ours = std::env::vars_os().filter(|(name, _)| is_ours(name));
+    ours.chain(env.iter().map(|(name, value)| (name.into(), value.into()))).collect()
 }
 
 /// Takes the exit of any child: its pid, and its status as containerd counts (128 + signal).
@@ -211,6 +211,20 @@ fn wait(kind: libc::idtype_t, id: u32, options: i32) -> io::Result<Option<(Pid, 
     let status = status.unsigned_abs();
     let killed = info.si_code != libc::CLD_EXITED;
     Ok(Pid::new(pid).map(|pid| (pid, if killed { 128 + status } else { status })))
+}
+
+/// Sends `signal` to a child that has not been reaped, and to no other process: without a wait in between,
+/// which is this thread's alone, the number stays the child's.
+///
+/// `ESRCH` if `pid` is no child (any more), `EINVAL` for a number that is no signal.
+pub(crate) fn signal(pid: Pid, signal: i32) -> io::Result<()> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+    let number = nix::unistd::Pid::from_raw(pid.get());
+    if waitid(Id::Pid(number), flags) == Err(Errno::ECHILD) {
+        return Err(Errno::ESRCH.into());
+    }
+    // SAFETY: both arguments are integers, which the kernel checks.
+    Errno::result(unsafe { libc::kill(pid.get(), signal) }).map(drop).map_err(io::Error::from)
 }
 
 /// Whether the process behind `pidfd` is a child of this process, so that [`reap`] will see its end.
@@ -302,7 +316,6 @@ fn signal_group(leader: Pid, signal: Signal) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
 
     use super::*;
@@ -331,16 +344,55 @@ mod tests {
 
     #[test]
     fn a_runtime_does_not_speak_to_systemd_in_containerds_name() {
-        let env = [("A".to_owned(), "b".to_owned()), ("LISTEN_FDS".to_owned(), "1".to_owned())];
-        let command = command(Path::new("/runc"), &["start"], Path::new("/"), &env);
-        let of = |name: &str| command.get_envs().find(|(key, _)| *key == name).map(|found| found.1);
-        assert_eq!(of("A"), Some(Some(OsStr::new("b"))));
-        assert_eq!(of("NOTIFY_SOCKET"), Some(None), "removed");
-        assert_eq!(
-            of("LISTEN_FDS"),
-            Some(Some(OsStr::new("1"))),
-            "an entry of the table may set it"
-        );
+        let is_from_us = |name: &str| std::env::var_os(name).is_some();
+        let given = ["A", "LISTEN_FDS", "PATH"].map(|name| (name.to_owned(), "1".to_owned()));
+        let found = environment(&given);
+        let of = |name: &str| found.iter().filter(|(key, _)| key == name).collect::<Vec<_>>();
+        for (name, value) in given {
+            assert_eq!(
+                of(&name),
+                [&(name.into(), value.into())],
+                "an entry of the table may set it"
+            );
+        }
+        assert!(is_from_us("PATH") && is_from_us("HOME"));
+        assert_eq!(of("HOME").len(), 1, "inherited");
+        assert!(of("NOTIFY_SOCKET").is_empty());
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_started_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("script");
+        fs::write(&script, "exit 3").unwrap();
+        let mode = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(&script, mode).unwrap();
+        };
+        let run = |program: &Path, cwd: &str| {
+            let streams = [(); 3].map(|()| fs::File::open("/dev/null").unwrap().into());
+            spawn(program, &["x"], Path::new(cwd), &[], streams, None)
+        };
+        for (name, program, cwd, expected) in [
+            ("no program", Path::new("/nowhere"), "/", libc::ENOENT),
+            ("no directory", Path::new("/bin/true"), "/nowhere", libc::ENOENT),
+            ("not executable", &script, "/", libc::EACCES),
+        ] {
+            let error = run(program, cwd).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(expected), "{name}");
+        }
+        mode(0o755);
+        let pid = run(&script, "/").unwrap();
+        let status = loop {
+            if let Some(status) = is_zombie(pid) {
+                break status;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(status, 3, "a script that does not say what reads it");
+        signal(pid, 0).unwrap();
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.get()), None);
+        assert_eq!(signal(pid, 0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 
     #[test]

@@ -14,3 +14,4 @@ pub(crate) mod socket;
 pub(crate) mod thread;
 pub(crate) mod tty;
 pub(crate) mod user_namespace;
+mod vfork;
