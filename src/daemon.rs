@@ -31,7 +31,7 @@ use crate::rpc::server::{InFlight, serve};
 use crate::service::Services;
 use crate::socket::Own;
 use crate::sys::child::raise_file_limit;
-use crate::{socket, start};
+use crate::{socket, start, sys};
 
 /// How long events may take to reach containerd once the last container is gone.
 const DELIVER: Duration = Duration::from_secs(5);
@@ -50,6 +50,7 @@ const HANG_UP: Duration = Duration::from_millis(500);
 /// When it cannot begin; once it serves, it ends orderly.
 pub(crate) fn run(flags: Flags) -> Result<()> {
     let (listener, path) = socket::inherited()?;
+    sys::process::forget_tunables();
     let level = if flags.debug { LevelFilter::Debug } else { LevelFilter::Info };
     crate::log::init("log".into(), &flags.id, crate::log::level(level));
     // Whatever containerd's is: of files that are made with a usual mode, and inherited by runtimes.

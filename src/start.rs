@@ -210,6 +210,7 @@ fn spawn(bound: &Bound, request: &Request, argv0: &OsStr) -> Result<Child> {
         ("GRPC_ADDRESS", &request.grpc_address),
         (crate::log::LEVEL, request.level.as_str()),
     ];
+    env.extend(sys::process::tunables());
     if !request.ttrpc_address.is_empty() {
         env.push(("TTRPC_ADDRESS", &request.ttrpc_address));
     }

@@ -96,6 +96,28 @@ fn close_on_exec_above(last: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// What glibc reads when a program begins, and a value for a daemon: memory that one thread has freed is
+/// not kept aside for it by size ([`tcache`]), where it holds on to the pages around it.
+///
+/// [`tcache`]: https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html
+const TUNABLES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0");
+
+/// A variable for the environment of a new daemon, unless an administrator has set it.
+pub(crate) fn tunables() -> Option<(&'static str, &'static str)> {
+    let is_ours = cfg!(target_env = "gnu") && std::env::var_os(TUNABLES.0).is_none();
+    is_ours.then_some(TUNABLES)
+}
+
+/// Takes the variable of [`tunables`] out of the environment, which children inherit. Call it before
+/// there is a second thread.
+pub(crate) fn forget_tunables() {
+    let (name, value) = TUNABLES;
+    if std::env::var_os(name).is_some_and(|found| found == value) {
+        // SAFETY: as the caller sees to it, no other thread reads the environment now.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
 /// The listening socket that a daemon is born with: descriptor 3, from now on closed at exec.
 ///
 /// # Errors
