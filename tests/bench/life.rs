@@ -17,6 +17,7 @@ use serde_json::json;
 use crate::args::Args;
 use crate::bare::Bare;
 use crate::contest::{self, Load, Row, Sample, Subject};
+use crate::line::Line;
 use crate::support::{Host, Spec, Stdin};
 use crate::table::Figure;
 
@@ -86,14 +87,14 @@ fn shim(host: &Host, spec: Spec, stdin: &Stdin) -> Sample {
     host.prepare("c", spec);
     let log = host.log("c"); // open beforehand, as containerd has it
     let (before, began) = (children(), Instant::now());
-    let shim = host.attach("c", stdin);
+    let address = host.launch("c", stdin);
     let started = children();
-    let daemon = Pid::from_raw(shim.pid());
+    let (mut line, daemon) = Line::connect(&address);
+    let daemon = Pid::from_raw(daemon);
     let clock = clock_getcpuclockid(daemon).unwrap();
-    shim.run("c");
-    assert_eq!(shim.reap("c", ""), 0);
-    drop(shim.shutdown("c")); // the connection may close before the answer is read
-    let own_log = shim.hang_up();
+    line.run(&host.request("c"));
+    assert_eq!(line.reap(), 0);
+    line.shut_down();
     waitid(Id::Pid(daemon), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
     let own = Duration::from(clock.now().unwrap());
     waitpid(daemon, None).unwrap();
@@ -101,7 +102,7 @@ fn shim(host: &Host, spec: Spec, stdin: &Stdin) -> Sample {
     let _ = host.delete("c");
     let wall = ms(began.elapsed());
     let after = children();
-    drop((log, own_log));
+    drop(log);
     host.forgive_sockets();
     vec![
         ms(after - before),

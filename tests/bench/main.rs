@@ -32,6 +32,7 @@ mod host;
 mod idle;
 mod io;
 mod life;
+mod line;
 mod machine;
 mod many;
 mod memory;

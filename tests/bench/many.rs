@@ -1,4 +1,4 @@
-//! The part `many`: a node's worth of shims, each with one container and three FIFOs, at the same time.
+//! The part `many`: a node's worth of shims, each with one container and its FIFOs, at the same time.
 
 use std::fs;
 use std::thread;

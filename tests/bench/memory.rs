@@ -1,5 +1,5 @@
-//! The part `memory`: what a shim holds while nothing happens, with the three FIFOs of each container
-//! open as clients have them.
+//! The part `memory`: what a shim holds while nothing happens. Each container has a FIFO for its output and
+//! one for its errors, which a client has open; most have no input, in CRI too.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -30,7 +30,7 @@ pub(crate) const SHIMS: &str = "50 shims, each";
 
 /// How long nothing is asked before it counts.
 const SETTLE: Duration = Duration::from_secs(2);
-/// Execs that run at the same time, of which each has a FIFO.
+/// Execs that run at the same time, each with FIFOs.
 const AT_ONCE: u32 = 10;
 /// Of [`SHIMS`].
 const MANY: u32 = 50;
@@ -56,7 +56,7 @@ pub(crate) fn rows(runtime: &str, _: &Args) -> Vec<Row> {
 }
 
 /// The client's ends of a container's FIFOs.
-pub(crate) struct Ends([File; 3]);
+pub(crate) struct Ends([File; 2]);
 
 impl Ends {
     /// Makes them, and tells `request` of them.
@@ -64,13 +64,9 @@ impl Ends {
         let dir = host.dir().join("fifo").join(&request.id);
         fs::create_dir_all(&dir).unwrap();
         let mut ends = Vec::new();
-        let names = [&mut request.stdin, &mut request.stdout, &mut request.stderr];
-        for (number, name) in names.into_iter().enumerate() {
-            *name = mkfifo(&dir.join(number.to_string()));
-            let mut open = OpenOptions::new();
-            // Input has a writer only once the shim reads; this end is both for so long.
-            open.read(true).write(number == 0).custom_flags(libc::O_NONBLOCK);
-            ends.push(open.open(name).unwrap());
+        for (name, file) in [("out", &mut request.stdout), ("err", &mut request.stderr)] {
+            *file = mkfifo(&dir.join(name));
+            ends.push(reader(file));
         }
         Self(ends.try_into().unwrap())
     }
@@ -81,7 +77,11 @@ impl Ends {
     }
 }
 
-/// Creates and starts container `id` with three FIFOs.
+fn reader(fifo: &str) -> File {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(fifo).unwrap()
+}
+
+/// Creates and starts container `id` with its FIFOs.
 pub(crate) fn run(shim: &Shim<'_>, id: &str) -> Ends {
     let mut request = shim.request(id);
     let ends = Ends::new(shim.host(), &mut request);
@@ -108,17 +108,18 @@ fn one(subject: &Subject, runtime: &str, execs: u32) -> Sample {
     sample
 }
 
-/// `true` with its output in a FIFO.
+/// `true` with its output in FIFOs.
 fn exec(shim: &Shim<'_>, name: &str) {
-    let path = shim.host().dir().join(format!("exec-{name}"));
+    let dir = shim.host().dir().join(format!("exec-{name}"));
+    fs::create_dir(&dir).unwrap();
     let mut request = shim.exec_request("c", name, "true");
-    request.stdout = mkfifo(&path);
-    let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    (request.stdout, request.stderr) = (mkfifo(&dir.join("out")), mkfifo(&dir.join("err")));
+    let readers = [reader(&request.stdout), reader(&request.stderr)];
     shim.exec(&request).unwrap();
     shim.start("c", name).unwrap();
     assert_eq!(shim.reap("c", name), 0);
-    drop(reader);
-    fs::remove_file(path).unwrap();
+    drop(readers);
+    fs::remove_dir_all(dir).unwrap();
 }
 
 fn pod(subject: &Subject, runtime: &str) -> Sample {

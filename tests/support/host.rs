@@ -197,12 +197,18 @@ impl Host {
     #[track_caller]
     pub fn attach(&self, id: &str, stdin: &Stdin) -> Shim<'_> {
         let log = self.log(id);
+        Shim::connect(self, id, self.launch(id, stdin), log)
+    }
+
+    /// Runs `start` in the bundle of container `id`; the address it prints.
+    #[track_caller]
+    pub fn launch(&self, id: &str, stdin: &Stdin) -> String {
         let output = self.run(id, "start", stdin);
         assert!(output.status.success(), "start {id}: {output:?}");
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "start {id}");
         let address = address(&output.stdout);
         self.sockets.lock().unwrap().push(PathBuf::from(address.trim_start_matches("unix://")));
-        Shim::connect(self, id, address, log)
+        address
     }
 
     /// Opens the `log` FIFO as containerd does before `start`.

@@ -73,22 +73,14 @@ impl<'h> Shim<'h> {
         self.task.clone()
     }
 
-    /// Create for container `id` with a read-only bind mount of the image, and no stdio.
+    /// [`Host::request`].
     pub fn request(&self, id: &str) -> CreateTaskRequest {
-        let mount = bind(super::image().to_str().unwrap(), &["rbind", "ro"]);
-        let bundle = self.host.bundle(id).to_str().unwrap().into();
-        let options = MessageField::some(self.options(|_| {}));
-        let rootfs = vec![mount];
-        CreateTaskRequest { id: id.into(), bundle, rootfs, options, ..Default::default() }
+        self.host.request(id)
     }
 
-    /// The runc options of every Create, after `change`.
+    /// [`Host::options`].
     pub fn options(&self, change: impl FnOnce(&mut Options)) -> Any {
-        let root = self.host.root().to_str().unwrap().into();
-        let mut options = Options { binary_name: self.host.runtime(), root, ..Default::default() };
-        change(&mut options);
-        let value = options.write_to_bytes().unwrap();
-        Any { type_url: "containerd.runc.v1.Options".into(), value, ..Default::default() }
+        self.host.options(change)
     }
 
     /// Creates container `id` without stdio; its pid.
@@ -153,12 +145,6 @@ impl<'h> Shim<'h> {
         self.wait_gone();
     }
 
-    /// Closes the connection; what the daemon logs is still read.
-    #[allow(dead_code, reason = "tests/bench uses it, tests/main does not")]
-    pub fn hang_up(self) -> Reader {
-        self.log
-    }
-
     /// Waits until the daemon has ended.
     #[track_caller]
     pub fn wait_gone(&self) {
@@ -208,6 +194,24 @@ impl<'h> Shim<'h> {
 }
 
 impl Host {
+    /// Create for container `id` with a read-only bind mount of the image, and no stdio.
+    pub fn request(&self, id: &str) -> CreateTaskRequest {
+        let mount = bind(super::image().to_str().unwrap(), &["rbind", "ro"]);
+        let bundle = self.bundle(id).to_str().unwrap().into();
+        let options = MessageField::some(self.options(|_| {}));
+        let rootfs = vec![mount];
+        CreateTaskRequest { id: id.into(), bundle, rootfs, options, ..Default::default() }
+    }
+
+    /// The runc options of every Create, after `change`.
+    pub fn options(&self, change: impl FnOnce(&mut Options)) -> Any {
+        let root = self.root().to_str().unwrap().into();
+        let mut options = Options { binary_name: self.runtime(), root, ..Default::default() };
+        change(&mut options);
+        let value = options.write_to_bytes().unwrap();
+        Any { type_url: "containerd.runc.v1.Options".into(), value, ..Default::default() }
+    }
+
     /// Runs the `delete` subcommand for container `id` as containerd does after a crash.
     #[track_caller]
     pub fn delete(&self, id: &str) -> Deleted {
