@@ -25,11 +25,11 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 STAGE = $(or $(CARGO_TARGET_DIR),target)/packages/berth-$(VERSION)-$(firstword $(subst -, ,$(CARGO_BUILD_TARGET)))
 
 .DEFAULT_GOAL := build
-.PHONY: help demo build check test cgroup2 bench fuzz soak pods install uninstall tarball deb stage clean
+.PHONY: help demo build check test cgroup2 bench bench-check fuzz soak pods install uninstall tarball deb stage clean
 .PHONY: where
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 demo: ## run a container with berth and look at it, step by step; as root; installs what is missing
 	@packaging/demo.sh
@@ -61,6 +61,9 @@ cgroup2: ## the part of `make test` on a cgroup v2 host, such as TEST='crun stat
 bench: build ## what berth costs beside the stock shim, such as ARGS=io; as root
 	@packaging/setup.sh test
 	BERTH_TEST_SHIM=$$(realpath $(BUILT)) cargo test --quiet --locked --test bench -- $(ARGS)
+
+bench-check: ## the same; fails when it misses a budget
+	@$(MAKE) --no-print-directory bench ARGS='--check $(ARGS)'
 
 fuzz: ## the fuzzers of tests/fuzz for SECONDS each (60), or one of them: TARGET=stdio_uri
 	@packaging/setup.sh build

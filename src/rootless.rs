@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::unistd::{AccessFlags, access, geteuid};
 
@@ -21,10 +22,13 @@ const RUN: &str = "/run/berth";
 /// The environment variable with another directory in its place.
 const RUN_DIR: &str = "BERTH_RUN_DIR";
 
-/// Whether this process is in a user namespace that an ordinary user may have made.
+/// Whether this process is in a user namespace that an ordinary user may have made. It never changes its
+/// namespace, so it looks once.
 pub(crate) fn in_user_namespace() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
     // Without the file the kernel knows no user namespaces.
-    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !is_initial(&map))
+    let look = || fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !is_initial(&map));
+    *FOUND.get_or_init(look)
 }
 
 /// Whether `uid_map` maps every id to itself, as the initial namespace does.

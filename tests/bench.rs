@@ -4,11 +4,14 @@
 mod args;
 #[path = "bench/figures.rs"]
 mod figures;
+#[path = "bench/limit.rs"]
+mod limit;
 #[path = "bench/io/pattern.rs"]
 mod pattern;
 
 use args::Args;
 use figures::Summary;
+use limit::Limit;
 use pattern::Pattern;
 
 fn parse(line: &str) -> Result<Args, String> {
@@ -72,6 +75,21 @@ fn options_have_values_that_are_checked() {
         ("--laps 3", "unknown option --laps"),
     ] {
         assert_eq!(parse(line).unwrap_err(), fault, "{line:?}");
+    }
+}
+
+#[test]
+fn a_budget_is_met_as_far_as_it_is_printed() {
+    for (limit, value, digits, expected, words) in [
+        (Limit::AtMost(1.2), 1.204, 2, true, "≤ 1.20"),
+        (Limit::AtMost(1.2), 1.206, 2, false, "≤ 1.20"),
+        (Limit::AtMost(0.0), 0.004, 2, true, "≤ 0.00"),
+        (Limit::AtLeast(200.0), 199.6, 0, true, "≥ 200"),
+        (Limit::AtLeast(200.0), 199.4, 0, false, "≥ 200"),
+        (Limit::AtMost(350.0), f64::INFINITY, 0, false, "≤ 350"),
+    ] {
+        assert_eq!(limit.is_met(value, digits), expected, "{words} {value}");
+        assert_eq!(limit.say(digits), words);
     }
 }
 

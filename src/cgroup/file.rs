@@ -9,7 +9,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 /// Holds all that a cgroup's largest control file has on a host of usual size; grows if need be.
-const BUFFER: usize = 16 * 1024;
+const BUFFER: usize = 4 * 1024;
 
 /// Reads text files, one after the other, into the same buffer.
 pub(super) struct Reader {

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -237,7 +237,7 @@ pub(crate) fn is_ours(pidfd: BorrowedFd<'_>) -> bool {
 /// Fields 3 and 9 of proc_pid_stat(5).
 pub(crate) fn runs(pid: Pid) -> bool {
     const PF_EXITING: u64 = 4;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = stat(pid).unwrap_or_default();
     let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
     let flags = rest.split(' ').nth(6).and_then(|flags| flags.parse().ok()).unwrap_or(0_u64);
     !rest.starts_with(['Z', 'X']) && flags & PF_EXITING == 0
@@ -246,7 +246,7 @@ pub(crate) fn runs(pid: Pid) -> bool {
 /// When a process was started, in clock ticks since boot: with its pid it names one process for
 /// good, also in a file. Field 22 of proc_pid_stat(5).
 pub(crate) fn start_time(pid: Pid) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = stat(pid).ok()?;
     // The second field is the program's name in parentheses, which may hold any character.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
@@ -255,10 +255,18 @@ pub(crate) fn start_time(pid: Pid) -> Option<u64> {
 /// What a process's parent is called: the first 15 bytes of its program's name. Field 4 of
 /// proc_pid_stat(5).
 pub(crate) fn parent_name(pid: Pid) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = stat(pid).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
     let parent: i32 = rest.split_whitespace().nth(1)?.parse().ok()?;
     Some(fs::read_to_string(format!("/proc/{parent}/comm")).ok()?.trim_end().to_owned())
+}
+
+/// The line of proc_pid_stat(5), which the kernel makes for one read; a buffer that grows from 32 bytes on
+/// would take six.
+fn stat(pid: Pid) -> io::Result<String> {
+    let mut line = [0; 1024];
+    let length = fs::File::open(format!("/proc/{pid}/stat"))?.read(&mut line)?;
+    Ok(String::from_utf8_lossy(&line[..length]).into_owned())
 }
 
 /// Every process of this PID namespace.

@@ -1,6 +1,7 @@
 //! What berth may cost, beside what it and the stock shim cost. Pure.
 
 use crate::contest::Line;
+use crate::limit::Limit;
 use crate::table::Figure;
 use crate::{delete, exec, idle, life, memory};
 
@@ -19,12 +20,9 @@ pub(crate) enum Of {
     Value,
     /// The median, divided by that of the row's first subject.
     Ratio,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Limit {
-    AtMost(f64),
-    AtLeast(f64),
+    /// The smallest sample, divided by that of the row's first subject: of wall clock, what it takes when
+    /// nobody else wants the processors.
+    Shortest,
 }
 
 /// A line of the table.
@@ -53,8 +51,8 @@ pub(crate) const BUDGETS: &[Budget] = &[
     value("of it: start command, ms", "life", "crun", life::ROW, "start_ms", 1.2, 2),
     value("of it: shim itself, ms", "life", "crun", life::ROW, "shim_ms", 2.0, 2),
     value("of it: delete command, ms", "life", "crun", life::ROW, "delete_ms", 1.0, 2),
-    ratio("wall clock of a life / bare, runc", "life", "runc", life::ROW, "wall_ms", 1.15),
-    ratio("wall clock of a life / bare, crun", "life", "crun", life::ROW, "wall_ms", 1.30),
+    Budget { of: Of::Shortest, ..ratio("wall clock of a life / bare, runc", "life", "runc", life::ROW, "wall_ms", 1.15) },
+    Budget { of: Of::Shortest, ..ratio("wall clock of a life / bare, crun", "life", "crun", life::ROW, "wall_ms", 1.30) },
     ratio("CPU of an exec of `true` / bare, runc", "exec", "runc", exec::SERIAL, "cpu_ms", 1.03),
     ratio("CPU of an exec of `true` / bare, crun", "exec", "crun", exec::SERIAL, "cpu_ms", 1.10),
     Budget { limit: Limit::AtLeast(200.0), ..value("10 execs at once, per second, crun", "exec", "crun", exec::AT_ONCE, "per_second", 0.0, 0) },
@@ -135,28 +133,12 @@ impl Budget {
         let index = figures.iter().position(|figure| figure.key == self.figure)?;
         let mut row = lines.iter().filter(|line| line.row == self.row);
         let line = row.clone().find(|line| line.subject == subject)?;
-        let median = line.summary(index)?.median;
+        let own = line.summary(index)?;
+        let mut base = || row.find(|line| line.base)?.summary(index);
         match self.of {
-            Of::Value => Some(median),
-            Of::Ratio => Some(median / row.find(|line| line.base)?.summary(index)?.median),
-        }
-    }
-}
-
-impl Limit {
-    /// Whether `value` is within it once both are rounded to `digits` places.
-    pub(crate) fn is_met(self, value: f64, digits: usize) -> bool {
-        let round = |value: f64| (value * 10f64.powi(i32::try_from(digits).unwrap_or(0))).round();
-        match self {
-            Self::AtMost(limit) => round(value) <= round(limit),
-            Self::AtLeast(limit) => round(value) >= round(limit),
-        }
-    }
-
-    fn say(self, digits: usize) -> String {
-        match self {
-            Self::AtMost(limit) => format!("≤ {limit:.digits$}"),
-            Self::AtLeast(limit) => format!("≥ {limit:.digits$}"),
+            Of::Value => Some(own.median),
+            Of::Ratio => Some(own.median / base()?.median),
+            Of::Shortest => Some(own.min / base()?.min),
         }
     }
 }

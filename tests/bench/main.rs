@@ -8,6 +8,9 @@
 //! make bench ARGS='io terminal --runtime crun --rounds 9 --json out.json --shim peer=/opt/peer-shim'
 //! ```
 //!
+//! At the end it compares what was measured with the budgets (budget.rs); with `--check`, `make bench-check`,
+//! a missed one is a failure. The part `many`, `--count` shims (500) at the same time, has to be named.
+//!
 //! A word is the name of a part or is in the names of the rows to measure; `--stock PATH` is what
 //! berth is compared with (the newest fetched stock shim, else that of `PATH`), `BERTH_TEST_SHIM` the
 //! berth to measure, and `--shim [NAME=]PATH`, any number of times, another shim beside them.
@@ -32,6 +35,7 @@ mod host;
 mod idle;
 mod io;
 mod life;
+mod limit;
 mod line;
 mod machine;
 mod many;
