@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::support::hierarchies;
+use crate::support::{SOON, hierarchies, poll};
 
 /// A cgroup above those of a host's containers, and one in it for their shims. It is gone when dropped.
 pub(crate) struct Meter {
@@ -79,6 +79,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.place); // the host says what is left in it
+        // A process counts until it is reaped. The host says what is left then.
+        let _ = poll(SOON, || fs::remove_dir(&self.place).ok());
     }
 }
