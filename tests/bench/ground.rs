@@ -32,7 +32,9 @@ pub(crate) fn supervise(words: &[String], plain_hierarchies: bool) -> ExitCode {
     let base = PathBuf::from(format!("/run/berth-bench-{}", std::process::id()));
     std::fs::create_dir(&base).unwrap();
     mount(Some("tmpfs"), &base, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-    let mut worker = Command::new(std::env::current_exe().unwrap());
+    // What others do on the machine meanwhile costs wall clock; all that is compared goes before it.
+    let mut worker = Command::new("nice");
+    worker.args(["-n", "-15"]).arg(std::env::current_exe().unwrap());
     worker.arg(WORKER).args(words).env(RUN, &base).stdin(Stdio::piped()).process_group(0);
     let status = worker.spawn().map(attend);
     umount2(&base, MntFlags::MNT_DETACH).unwrap();
