@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::args::Args;
 use crate::contest::{Load, Row, Sample, Subject};
 use crate::memory::{self, look};
-use crate::support::{Host, Shim, Spec};
+use crate::support::{Host, Shim, Spec, eventually};
 use crate::table::Figure;
 use crate::usage::Usage;
 
@@ -58,7 +58,11 @@ fn turn(subject: &Subject, runtime: &str, count: u32, load: Load) -> Sample {
     let ending = Instant::now();
     for (id, shim, ends) in shims {
         ends.close();
-        shim.end();
+        shim.remove(&id);
+        let daemon = format!("/proc/{}/exe", shim.pid());
+        drop(shim.shutdown(&id));
+        drop(shim); // a daemon waits a moment for its peers to hang up
+        eventually("the daemon's end", || fs::read_link(&daemon).is_err().then_some(()));
         let _ = host.delete(&id);
     }
     let stopped = ending.elapsed();
