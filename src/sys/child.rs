@@ -1,5 +1,6 @@
 //! Child processes: spawn, reap, walk and kill.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
@@ -159,12 +160,10 @@ pub(super) fn spawn_bound(mut command: Command, files: Option<FileLimit>) -> io:
     i32::try_from(child.id()).ok().and_then(Pid::new).ok_or_else(|| Errno::ESRCH.into())
 }
 
-/// Our variables but for [`NOT_FOR_RUNTIMES`], and those of `env`, which come first.
-fn environment(env: &[(String, String)]) -> Vec<(OsString, OsString)> {
-    let is_ours = |name: &OsStr| {
-        !NOT_FOR_RUNTIMES.iter().any(|other| name == *other)
-            && !env.iter().any(|(other, _)| name == OsStr::new(other))
-    };
+/// Our variables but for [`NOT_FOR_RUNTIMES`], and those of `env`. Each name is there once: a program takes
+/// the first of two, or the last, as it likes. What comes later in `env` counts, and all of it before ours.
+fn environment(env: &[(String, String)]) -> BTreeMap<OsString, OsString> {
+    let is_ours = |name: &OsStr| !NOT_FOR_RUNTIMES.iter().any(|other| name == *other);
     let ours = std::env::vars_os().filter(|(name, _)| is_ours(name));
     ours.chain(env.iter().map(|(name, value)| (name.into(), value.into()))).collect()
 }
@@ -353,19 +352,16 @@ mod tests {
     #[test]
     fn a_runtime_does_not_speak_to_systemd_in_containerds_name() {
         let is_from_us = |name: &str| std::env::var_os(name).is_some();
-        let given = ["A", "LISTEN_FDS", "PATH"].map(|name| (name.to_owned(), "1".to_owned()));
-        let found = environment(&given);
-        let of = |name: &str| found.iter().filter(|(key, _)| key == name).collect::<Vec<_>>();
-        for (name, value) in given {
-            assert_eq!(
-                of(&name),
-                [&(name.into(), value.into())],
-                "an entry of the table may set it"
-            );
+        let given = [("A", "0"), ("A", "1"), ("LISTEN_FDS", "1"), ("PATH", "0"), ("PATH", "1")];
+        let found = environment(&given.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let of = |name: &str| found.get(OsStr::new(name)).map(OsString::as_os_str);
+        for name in ["A", "LISTEN_FDS", "PATH"] {
+            // A command's own value comes behind that of its runtime's entry in the table.
+            assert_eq!(of(name), Some(OsStr::new("1")), "{name}: given, the last of them");
         }
         assert!(is_from_us("PATH") && is_from_us("HOME"));
-        assert_eq!(of("HOME").len(), 1, "inherited");
-        assert!(of("NOTIFY_SOCKET").is_empty());
+        assert!(of("HOME").is_some(), "inherited");
+        assert!(of("NOTIFY_SOCKET").is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! starts a runtime three times for each container and once for each exec.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -39,7 +40,7 @@ pub(super) struct Program<'a> {
     /// Without the program's own name.
     pub(super) args: Vec<&'a OsStr>,
     /// All of it.
-    pub(super) env: Vec<(OsString, OsString)>,
+    pub(super) env: BTreeMap<OsString, OsString>,
     pub(super) cwd: &'a Path,
     pub(super) streams: [BorrowedFd<'a>; 3],
     pub(super) files: Option<FileLimit>,
