@@ -4,7 +4,7 @@ use std::thread;
 
 use serde_json::json;
 
-use crate::support::{Code, Host, Reader, Spec, mkfifo, skipped, stock};
+use crate::support::{Code, Host, Reader, Spec, eventually, mkfifo, skipped, stock};
 
 #[test]
 fn an_exec_reports_its_own_status() {
@@ -130,6 +130,33 @@ fn an_exec_while_init_dies_starts_or_fails_but_never_hangs() {
         }
         assert_eq!(shim.reap(&id, ""), 137);
     }
+    shim.stop();
+}
+
+/// Its pid is soon another's, perhaps that of a process of another container.
+#[test]
+fn an_exec_whose_start_ends_behind_the_container_is_none_of_its_processes() {
+    if skipped("a late exec is refused and forgotten") {
+        return;
+    }
+    let host = Host::scripted();
+    let shim = host.start("c", Spec::idle());
+    let init = shim.run("c");
+    let until_told =
+        "do real \"$@\"; : >$dir/made; until [ -e $dir/go ]; do sleep 0.05; done; exit 0";
+    host.script().set("exec", until_told);
+    thread::scope(|scope| {
+        let start = scope.spawn(|| shim.exec_run("c", "e", "exec sleep 1000"));
+        eventually("the exec process", || host.script().has_left("made").then_some(()));
+        shim.kill("c", "", libc::SIGKILL).unwrap();
+        assert_eq!(shim.wait("c", "").unwrap().exit_status, 137);
+        host.script().set("go", "");
+        assert_ne!(start.join().unwrap().unwrap_err().code, Code::OK);
+    });
+    assert_eq!(shim.pids("c").unwrap(), [(init, None)]);
+    assert_eq!(shim.kill("c", "e", libc::SIGKILL).unwrap_err().code, Code::NOT_FOUND);
+    shim.delete("c", "e").unwrap();
+    assert_eq!(shim.reap("c", ""), 137);
     shim.stop();
 }
 

@@ -72,6 +72,7 @@ impl Container {
             // The runtime took so long that the container's end has been announced meanwhile, and
             // nothing may follow that.
             let _ = exec.signal(9); // it may have ended by itself
+            exec.mark_dead(); // nobody hears of its end, from which on its pid may be another's
             exec.never_ran();
             return Err(self.ended("exec in"));
         }

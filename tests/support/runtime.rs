@@ -33,6 +33,12 @@ impl Script {
         fs::rename(fresh, self.control.join(command)).unwrap();
     }
 
+    /// Whether a command has left the file `name` in `$dir`.
+    #[allow(dead_code, reason = "tests/bench has no use for it")]
+    pub fn has_left(&self, name: &str) -> bool {
+        self.control.join(name).exists()
+    }
+
     /// Lets the real runtime do `command` again.
     pub fn clear(&self, command: &str) {
         fs::remove_file(self.control.join(command)).unwrap();
