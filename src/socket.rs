@@ -246,8 +246,9 @@ fn bind_or_connect(path: &Path, deadline: Instant) -> Result<Found> {
         match connect_now(path) {
             Ok(stream) => return Ok(Found::Listening(stream)),
             Err(Errno::EAGAIN) => return Ok(Found::Busy),
-            Err(Errno::ENOENT) => {}
-            Err(Errno::ECONNREFUSED | Errno::EPROTOTYPE) => match unlink(path) {
+            // It went in between. A link to nothing stays, and keeps the name taken: for ever.
+            Err(Errno::ENOENT) if !path.is_symlink() => {}
+            Err(Errno::ENOENT | Errno::ECONNREFUSED | Errno::EPROTOTYPE) => match unlink(path) {
                 Ok(()) | Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(Error::io("replace dead socket", path)(errno.into())),
             },
@@ -425,6 +426,21 @@ mod tests {
         second.keep();
         assert!(path.exists());
         let Claim::Bound(_third) = claim(&path, "x").unwrap() else { panic!("not replaced") };
+    }
+
+    #[test]
+    fn a_link_is_replaced_where_it_leads_to_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let living = dir.path().join("living");
+        let _listener = UnixListener::bind(&living).unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        for (target, replaced) in [("nothing", true), ("file", true), ("living", false)] {
+            std::os::unix::fs::symlink(target, &path).unwrap();
+            assert_eq!(bind_now(&path).is_ok(), replaced, "{target}");
+            assert_eq!(path.is_symlink(), !replaced, "{target}");
+        }
+        assert!(living.exists() && dir.path().join("file").exists());
     }
 
     #[test]
