@@ -17,7 +17,7 @@ use std::time::Duration;
 use protobuf::Message;
 use tokio::io::BufReader;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 use tokio::time::Instant;
 use ttrpc::proto::{
@@ -56,13 +56,18 @@ const READ_BUFFER: usize = 1024;
 pub(crate) trait Handler: 'static {
     /// Answers one request: the encoded response message, or the error that becomes its status.
     ///
-    /// It runs to its end also when the caller goes away or its time has passed: a change that has
-    /// begun is finished or undone. `deadline` is the caller's own, where it set one.
+    /// It runs to its end also when the caller goes away or its time has passed, unless it
+    /// [only waits](Self::only_waits): a change that has begun is finished or undone. `deadline` is the
+    /// caller's own, where it set one.
     fn call(
         self: Rc<Self>,
         request: Request,
         deadline: Option<Instant>,
     ) -> impl Future<Output = Result<Vec<u8>>>;
+
+    /// Whether the request changes nothing and may take as long as a container lives: it ends with its
+    /// caller's connection. Else each containerd that is killed would leave some of them, with its socket.
+    fn only_waits(&self, request: &Request) -> bool;
 
     /// Opens a stream in both directions: says what takes its messages and has `out` for the answers.
     ///
@@ -209,6 +214,7 @@ async fn connection<H: Handler>(
     let writer = Writer::new(write);
     let streams = Streams::new(writer.clone());
     let (mut limit, mut frames) = (FIRST_FRAME, 0_u64);
+    let (connected, gone) = watch::channel(());
     loop {
         let Ok((header, message)) = stream::read_within(&mut reader, limit).await.inspect_err(late)
         else {
@@ -234,19 +240,25 @@ async fn connection<H: Handler>(
         }
         streams.serve_calls();
         let answering = in_flight.begin();
-        let (handler, writer) = (handler.clone(), writer.clone());
+        let (handler, writer, gone) = (handler.clone(), writer.clone(), gone.clone());
         spawn_local(async move {
             let result = match message {
                 Ok(message) if header.type_ == MESSAGE_TYPE_REQUEST => {
-                    answer(handler, &message).await
+                    answer(handler, &message, gone).await
                 }
-                Ok(_) => Err(Error::Invalid(format!("unexpected frame of type {}", header.type_))),
-                Err(error) => Err(error),
+                Ok(_) => {
+                    let error = format!("unexpected frame of type {}", header.type_);
+                    Some(Err(Error::Invalid(error)))
+                }
+                Err(error) => Some(Err(error)),
             };
-            respond(&writer, header.stream_id, result).await;
+            if let Some(result) = result {
+                respond(&writer, header.stream_id, result).await;
+            }
             drop(answering);
         });
     }
+    drop(connected);
     streams.lose();
 }
 
@@ -280,22 +292,38 @@ fn parse(message: &[u8]) -> Result<Request> {
         .map_err(|error| Error::Invalid(format!("request is not a ttrpc Request: {error}")))
 }
 
-async fn answer<H: Handler>(handler: Rc<H>, message: &[u8]) -> Result<Vec<u8>> {
-    let request = parse(message)?;
+/// `None` if nobody is there any more who waits for it.
+async fn answer<H: Handler>(
+    handler: Rc<H>,
+    message: &[u8],
+    mut gone: watch::Receiver<()>,
+) -> Option<Result<Vec<u8>>> {
+    let request = match parse(message) {
+        Ok(request) => request,
+        Err(error) => return Some(Err(error)),
+    };
     let deadline = u64::try_from(request.timeout_nano)
         .ok()
         .filter(|nanos| *nanos > 0)
         .and_then(|nanos| Instant::now().checked_add(Duration::from_nanos(nanos)));
     let name = log::log_enabled!(log::Level::Debug)
         .then(|| format!("{}/{}", request.service, request.method));
-    let result = handler.call(request, deadline).await;
+    let result = if handler.only_waits(&request) {
+        tokio::select! {
+            result = handler.call(request, deadline) => result,
+            _ = gone.changed() => return None,
+        }
+    } else {
+        drop(gone);
+        handler.call(request, deadline).await
+    };
     if let Some(name) = name {
         match &result {
             Ok(_) => log::debug!("{name}: ok"),
             Err(error) => log::debug!("{name}: {error}"),
         }
     }
-    result
+    Some(result)
 }
 
 async fn respond(writer: &Writer, stream: u32, result: Result<Vec<u8>>) {

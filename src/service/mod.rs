@@ -39,6 +39,10 @@ impl Handler for Services {
         result
     }
 
+    fn only_waits(&self, request: &Request) -> bool {
+        matches!(request.method.as_str(), "Wait" | "WaitSandbox")
+    }
+
     fn open(self: Rc<Self>, request: &Request, out: Outbound) -> Result<Rc<dyn Inbound>> {
         match (request.service.as_str(), request.method.as_str()) {
             ("containerd.services.streaming.v1.Streaming", method) => {

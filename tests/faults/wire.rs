@@ -151,3 +151,33 @@ fn who_comes_when_all_places_are_taken_is_refused_and_it_is_said_once_a_second()
     });
     shim.end();
 }
+
+/// A containerd that is killed waits for every process that it has; the next one begins anew.
+#[test]
+fn a_wait_ends_with_its_callers_connection() {
+    if skipped("Wait ends with its caller") {
+        return;
+    }
+    let host = Host::new();
+    let shim = host.start("c", Spec::idle());
+    shim.run("c");
+    let before = shim.descriptors().len();
+    let callers: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = connect(&shim);
+            // Both requests have the id in the same place; the second one's answer says that the first is there.
+            stream.write_all(&frame(1, REQUEST, 0, &state(TASK, "Wait", 0))).unwrap();
+            stream.write_all(&frame(3, REQUEST, 0, &state(TASK, "State", 0))).unwrap();
+            assert_eq!(answer(&mut stream, "State"), (3, Code::OK));
+            stream
+        })
+        .collect();
+    assert_eq!(shim.descriptors().len(), before + 20);
+    drop(callers);
+    eventually("the connections are gone", || (shim.descriptors().len() == before).then_some(()));
+    shim.kill("c", "", libc::SIGKILL).unwrap();
+    assert_eq!(shim.reconnect().wait("c", "").unwrap().exit_status, 137);
+    assert_eq!(shim.reap("c", ""), 137);
+    shim.shutdown("c").unwrap();
+    shim.wait_gone();
+}
