@@ -167,7 +167,7 @@ fn remove(leftovers: Vec<Leftover>, until: Instant) {
         command.end(until - PROCESSES);
     }
     for leftover in &leftovers {
-        // Before there is a state the daemon runs no command, and after an orderly end none is left:
+        // Before there is a state the daemon only asks whose container it is, and after an orderly end no command is left:
         // with thousands of processes on the host, a look at each of them takes long.
         if leftover.state.is_some() {
             leftover.kill_orphaned_commands(until);
