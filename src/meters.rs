@@ -25,7 +25,7 @@ pub(crate) struct Meters {
     /// Commands that run.
     running: RefCell<Vec<Running>>,
     /// Commands that could not be killed, as far as is known.
-    unkillable: RefCell<Vec<(String, Pid)>>,
+    unkillable: RefCell<Vec<Unkillable>>,
     /// Bytes of output that went through berth's hands; some of its threads count too.
     pub(crate) output_bytes: Bytes,
     /// Bytes of output that were dropped.
@@ -116,6 +116,17 @@ pub(crate) struct Running {
     number: u64,
 }
 
+/// A command that was killed and did not end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unkillable {
+    /// What it is, for people.
+    pub(crate) what: String,
+    /// Its pid, which is another process's once this one has ended.
+    pub(crate) pid: Pid,
+    /// When it was started, in the kernel's ticks: that tells the two apart.
+    pub(crate) started: u64,
+}
+
 /// A command counts as running until this is dropped.
 pub(crate) struct Command {
     meters: Rc<Meters>,
@@ -146,14 +157,14 @@ impl Meters {
     }
 
     /// A killed command does not go away.
-    pub(crate) fn note_unkillable(&self, what: String, pid: Pid) {
-        self.unkillable.borrow_mut().push((what, pid));
+    pub(crate) fn note_unkillable(&self, command: Unkillable) {
+        self.unkillable.borrow_mut().push(command);
     }
 
     /// The commands that were killed and are still there, as `lives` says.
-    pub(crate) fn unkillable(&self, lives: impl Fn(Pid) -> bool) -> Vec<(String, Pid)> {
+    pub(crate) fn unkillable(&self, lives: impl Fn(&Unkillable) -> bool) -> Vec<Unkillable> {
         let mut unkillable = self.unkillable.borrow_mut();
-        unkillable.retain(|(_, pid)| lives(*pid));
+        unkillable.retain(lives);
         unkillable.clone()
     }
 }

@@ -26,10 +26,11 @@ use crate::cgroup::Cgroup;
 use crate::config::Deadlines;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, Pid};
+use crate::meters::Unkillable;
 use crate::reaper::{Child, Exit, Reaper, UNSEEN};
 use crate::runtime::args::Checkpoint;
 use crate::runtime::output::Output;
-use crate::sys::child::{self, Streams};
+use crate::sys::child::{self, Streams, start_time};
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
 
 /// How long a killed command may take to disappear; it is unkillable only in the kernel.
@@ -314,7 +315,11 @@ async fn ended(
             let cgroup = kill_tree(pid);
             if timeout(KILL_GRACE, exit).await.is_err() {
                 log::error!("{} (pid {pid}) cannot be killed", what());
-                reaper.meters().note_unkillable(what(), pid);
+                // One that has ended in this moment has none, and is nothing to note.
+                if let Some(started) = start_time(pid) {
+                    let what = what();
+                    reaper.meters().note_unkillable(Unkillable { what, pid, started });
+                }
             }
             let limit = deadline.saturating_duration_since(began);
             Err(Late { error: Error::Deadline { what: what(), limit }, cgroup })
