@@ -58,7 +58,7 @@
 //!               we need
 //! config/       mod.rs: typed `Config`, checked once; source.rs: which file wins; file.rs: safe to
 //!               read? document.rs, body.rs: TOML -> tree with places; section.rs: keys out of it;
-//!               entry.rs: one runtime of the table; show.rs: `config show` and `check`
+//!               entry.rs: one runtime of the table; show.rs: `config show` and `check`; seen.rs: what a Create saw
 //! rootless.rs   whether we are in a user namespace, and where files go then
 //! socket.rs     address of a group's shim; bind, probe, unlink guard; socket/own.rs: is it still ours?
 //! ids.rs        `ContainerId`, `ExecId`, `Namespace`, `Pid`: checked once, where they enter

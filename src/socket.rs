@@ -12,10 +12,10 @@ mod own;
 
 pub(crate) use self::own::Own;
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -257,14 +257,43 @@ fn bind_or_connect(path: &Path, deadline: Instant) -> Result<Found> {
     }
 }
 
-/// [`lock_existing`] of a directory that is made if it is not there.
+/// [`lock_existing`] of a directory that is made if it is not there, or goes meanwhile.
 fn lock(path: &Path, deadline: Instant) -> Result<Flock<File>> {
     let dir = directory(path);
-    if !dir.is_dir() {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        made.map_err(Error::io("make the socket directory", dir))?;
+    loop {
+        if !dir.is_dir() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(Error::io("make the socket directory", dir))?;
+        }
+        match lock_existing(path, deadline) {
+            Ok(lock) if is_at(&lock, dir) => return Ok(lock),
+            Ok(_) => {} // it was the last one's, who has removed it: see `remove_empty`
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
     }
-    lock_existing(path, deadline)
+}
+
+/// Whether `dir` is still the directory that is open.
+fn is_at(open: &File, dir: &Path) -> bool {
+    let same = |open: &Metadata, now: &Metadata| (open.dev(), open.ino()) == (now.dev(), now.ino());
+    matches!((open.metadata(), dir.metadata()), (Ok(open), Ok(now)) if same(&open, &now))
+}
+
+/// Removes the directory of the socket at `path` if nothing is in it. Whoever is about to bind one there
+/// waits for its lock or has it, and makes it again.
+pub(crate) fn remove_directory(path: &Path) {
+    if let Ok(lock) = lock_existing(path, Instant::now() + REMOVE) {
+        remove_empty(path, &lock);
+    }
+}
+
+fn remove_empty(path: &Path, lock: &Flock<File>) {
+    let dir = directory(path);
+    if is_at(lock, dir) {
+        // With something in it, it is another's still.
+        let _ = fs::remove_dir(dir);
+    }
 }
 
 /// Serialises all who bind or unlink in a directory. It is held for a few system calls only, never
@@ -441,6 +470,44 @@ mod tests {
             assert_eq!(path.is_symlink(), !replaced, "{target}");
         }
         assert!(living.exists() && dir.path().join("file").exists());
+    }
+
+    #[test]
+    fn a_directory_goes_with_its_last_socket_and_comes_again() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("ns");
+        let [a, b] = ["a", "b"].map(|name| dir.join(name));
+        let first = bind_now(&a).unwrap();
+        let second = bind_now(&b).unwrap();
+        drop(first);
+        remove_directory(&a);
+        assert!(b.exists(), "it has another socket");
+        second.keep();
+        Own::new(b).remove_with_directory();
+        assert!(!dir.exists());
+        remove_directory(&a);
+        // Whoever comes while it is being removed has a socket all the same: eight of them bind and remove,
+        // of whom each may be the last.
+        thread::scope(|scope| {
+            for name in 0..8 {
+                let path = dir.join(name.to_string());
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        let Found::Free(bound) =
+                            bind_or_connect(&path, Instant::now() + 10 * TIMEOUT).unwrap()
+                        else {
+                            panic!("{} is taken", path.display());
+                        };
+                        assert!(connect_now(&path).is_ok(), "{}", path.display());
+                        bound.keep();
+                        Own::new(path.clone()).remove_with_directory();
+                    }
+                });
+            }
+        });
+        // One that was kept waiting for too long has left it.
+        remove_directory(&a);
+        assert!(!dir.exists());
     }
 
     #[test]

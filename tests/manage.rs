@@ -32,10 +32,12 @@ fn every_path_has_its_answer() {
     if skipped("the management interface") {
         return;
     }
-    let host =
-        Host::new().configured("[runtimes.x]\npath = \"/bin/true\"\nenv = { SECRET = \"s3cret\" }");
+    let runtime = "path = \"/bin/true\"\nenv = { SECRET = \"s3cret\" }";
+    let host = Host::new().configured(&format!("[runtimes.env]\n{runtime}"));
     let shim = host.start("c", Spec::idle());
     let pid = shim.run("c");
+    // What Create saw counts, and the bundle's spec and the files are read no more.
+    host.configure("[management]\nenabled = false");
     let exec = shim.exec_run("c", "e", "exec sleep 1000").unwrap();
     let socket = host.management("c");
     let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
@@ -46,6 +48,8 @@ fn every_path_has_its_answer() {
         ("/", plain, "/metrics\n".to_owned()),
         ("/config", plain, "enabled = true                           # default".into()),
         ("/config", plain, "SECRET = \"(not shown)\"".into()),
+        ("/config", plain, "\n[runtimes.env]\npath = \"/bin/true\" ".into()),
+        ("/config", plain, format!("\nBinaryName = \"{}\"", host.runtime())),
         ("/containers", "application/json", format!("\"pid\":{pid},")),
         ("/containers", "application/json", format!("\"pid\":{exec},")),
         ("/debug/tasks", plain, format!("container c: pid {pid}, running")),
@@ -108,6 +112,11 @@ fn containers_and_events_are_told_from_create_to_exit() {
     shim.wait("c", "").unwrap();
     let ended = of("c").unwrap();
     assert_eq!((&ended["state"], &ended["exit_status"]), (&json!("stopped"), &json!(7)));
+    assert_eq!(
+        (created["pid"].is_u64(), &ended["pid"]),
+        (true, &json!(null)),
+        "it may be another's"
+    );
     let time = |key: &str| ended[key].as_str().unwrap().to_owned();
     assert!(time("created") <= time("started") && time("started") <= time("exited"), "{ended}");
     assert_eq!(shim.reap("c", ""), 7);
@@ -148,6 +157,7 @@ fn metrics_count_what_has_happened() {
     shim.pause("c").unwrap_err();
     assert!(shim.raw("containerd.task.v3.Task", "Nonsense", Vec::new()).is_err());
     let socket = host.management("c");
+    std::fs::remove_file(host.bundle("c").join("config.json")).unwrap();
     let samples = eventually("all events to be delivered", || {
         let samples = samples(&get(&socket, "/metrics").body);
         (samples["berth_events_waiting"] == 0.0).then_some(samples)
@@ -170,8 +180,8 @@ fn metrics_count_what_has_happened() {
         ("pause", commands("pause", "failed"), 1.0),
         ("output", samples.get("berth_output_bytes_total").copied(), 6.0),
         ("CPUs", samples.get("berth_sandbox_cpus").copied(), 2.0),
-        ("threads", samples.get("process_threads").copied().map(f64::signum), 1.0),
-        ("CPU", samples.get("process_cpu_seconds_total").copied().map(f64::signum), 1.0),
+        ("threads", samples.get("berth_process_threads").copied().map(f64::signum), 1.0),
+        ("CPU", samples.get("berth_process_cpu_seconds_total").copied().map(f64::signum), 1.0),
         ("running", count("berth_containers", "state=\"running\""), 1.0),
     ];
     for (name, found, expected) in cases {
@@ -385,8 +395,14 @@ fn the_socket_goes_with_the_daemon() {
     // Another shim's start, and delete of one of several containers, leave it alone.
     shim.remove("c");
     assert!(socket.exists());
+    // The directory of a namespace goes with the last socket in it.
+    let other = host.start("other", Spec::idle());
+    other.run("other");
+    let others = host.management("other");
     shim.stop();
-    assert!(!socket.exists());
+    assert!(!socket.exists() && others.exists());
+    other.end();
+    assert!(!others.parent().unwrap().exists() && host.management_dir().exists());
 
     // After a crash it is dead, until `delete` removes it.
     let shim = host.start("c", Spec::idle());
@@ -395,7 +411,7 @@ fn the_socket_goes_with_the_daemon() {
     shim.crash();
     assert!(socket.exists());
     host.delete("c");
-    assert!(!socket.exists());
+    assert!(!socket.parent().unwrap().exists());
     drop(shim); // and with it the reader of its log
 
     // A daemon that finds a dead one in its place replaces it.

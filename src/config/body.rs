@@ -31,6 +31,25 @@ pub(super) fn options(top: &mut Section<'_>) -> RuntimeOptions {
     options
 }
 
+/// Those of `options` that say something, by the names that they have in a table.
+pub(super) fn said(options: &RuntimeOptions) -> Vec<(&'static str, serde_json::Value)> {
+    let all: [(&str, serde_json::Value); 11] = [
+        ("BinaryName", options.binary_name.as_str().into()),
+        ("Root", options.root.as_str().into()),
+        ("SystemdCgroup", options.systemd_cgroup.into()),
+        ("NoPivotRoot", options.no_pivot_root.into()),
+        ("NoNewKeyring", options.no_new_keyring.into()),
+        ("CriuPath", options.criu_path.as_str().into()),
+        ("CriuImagePath", options.criu_image_path.as_str().into()),
+        ("CriuWorkPath", options.criu_work_path.as_str().into()),
+        ("ShimCgroup", options.shim_cgroup.as_str().into()),
+        ("IoUid", options.io_uid.into()),
+        ("IoGid", options.io_gid.into()),
+    ];
+    let says = |value: &serde_json::Value| *value != "" && *value != false && *value != 0;
+    all.into_iter().filter(|(_, value)| says(value)).collect()
+}
+
 /// The cgroup for the shim that a table of options names. `start` asks, before anything else of the
 /// configuration counts: a table with faults is for Create to refuse.
 pub(crate) fn shim_cgroup(body: &[u8]) -> Option<String> {

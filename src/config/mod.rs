@@ -8,14 +8,18 @@ mod file;
 pub(crate) mod fuzz;
 mod io;
 mod section;
+mod seen;
 mod show;
 mod source;
 
 pub(crate) use body::shim_cgroup;
 pub(crate) use entry::{BlockRootfs, Deadlines, Entry, Guest, NydusRootfs};
 pub(crate) use io::{Io, OnFull};
-pub(crate) use show::{check, effective, show};
-pub(crate) use source::{CONFIG_ANNOTATION, Environment, RUNTIME_ANNOTATION, Request, load};
+pub(crate) use seen::{Seen, load_seen};
+pub(crate) use show::{check, show};
+pub(crate) use source::{
+    CONFIG_ANNOTATION, Environment, RUNTIME_ANNOTATION, Request, load, machine,
+};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -17,6 +17,9 @@ pub(crate) struct Report {
     /// Every key with its effective value, in the order in which the code reads them; `None` where
     /// nobody wants to know.
     pub(crate) settings: Option<Vec<Setting>>,
+    /// Of those, only what is set, and the entries of the table of runtimes as a whole: what is built in can
+    /// be told later.
+    pub(crate) without_built_in: bool,
 }
 
 /// One key of the effective configuration.
@@ -224,6 +227,10 @@ impl<'r> Section<'r> {
 
     fn record<T: Serialize>(&mut self, key: &str, value: Option<&T>, place: Option<&Place>) {
         let Some(settings) = &mut self.report.settings else { return };
+        let is_built_in = place.is_none() && !self.name.starts_with("runtimes.");
+        if is_built_in && self.report.without_built_in {
+            return;
+        }
         let (table, key) = (self.name.clone(), key.to_owned());
         // Every type of a key has a value in JSON.
         let value = value.and_then(|value| serde_json::to_value(value).ok());

@@ -2,13 +2,11 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
-use super::Config;
-use super::document::Via;
+use super::document::{Source, Via};
 use super::section::Setting;
-use super::source::{
-    self, CONFIG_ANNOTATION, Environment, Loaded, Origins, RUNTIME_ANNOTATION, Request,
-};
+use super::source::{self, CONFIG_ANNOTATION, Environment, Origins, RUNTIME_ANNOTATION, Request};
 use crate::cli::ConfigQuery;
 use crate::error::{Error, Result};
 use crate::runtime::table;
@@ -35,31 +33,31 @@ pub(crate) fn show(query: &ConfigQuery) -> Result<String> {
     let mut loaded = source::load_with(request, Origins::Kept)?;
     if let Some((_, name)) = annotation(RUNTIME_ANNOTATION) {
         table::select(&loaded.config, &options, Some(name))?;
-        for setting in loaded.settings.iter_mut().filter(|setting| setting.table.is_empty()) {
-            let value = match setting.key.as_str() {
-                "runtime" => "auto",
-                "default_runtime" => name,
-                _ => continue,
-            };
-            setting.value = Some(value.into());
-            setting.place = Some(format!("annotation {RUNTIME_ANNOTATION}"));
-        }
+        overlay(&mut loaded.settings, runtime_by_annotation(name));
     }
-    Ok(text(&loaded, query.origin))
+    Ok(text(&loaded.settings, &loaded.sources, query.origin))
 }
 
-/// The configuration that `request` gets now, and its text as [`show`] has it, with the origin of each
-/// value. What runtimes get in their environment is not shown: it may be secret.
-///
-/// # Errors
-/// Those that a Create would have.
-pub(crate) fn effective(request: Request<'_>) -> Result<(Config, String)> {
-    let mut loaded = source::load_with(request, Origins::Kept)?;
-    for setting in loaded.settings.iter_mut().filter(|setting| setting.table.ends_with(".env")) {
-        setting.value = Some("(not shown)".into());
+/// What it comes to that an annotation chose the runtime `name`.
+pub(super) fn runtime_by_annotation(name: &str) -> [Setting; 2] {
+    let place = format!("annotation {RUNTIME_ANNOTATION}");
+    [("runtime", "auto"), ("default_runtime", name)].map(|(key, value)| Setting {
+        table: String::new(),
+        key: key.to_owned(),
+        value: Some(value.into()),
+        place: Some(place.clone()),
+    })
+}
+
+/// Puts settings in the place of those that are there.
+pub(super) fn overlay(settings: &mut Vec<Setting>, over: impl IntoIterator<Item = Setting>) {
+    for one in over {
+        let same = |it: &&mut Setting| it.table == one.table && it.key == one.key;
+        match settings.iter_mut().find(same) {
+            Some(found) => *found = one,
+            None => settings.push(one),
+        }
     }
-    let text = text(&loaded, true);
-    Ok((loaded.config, text))
 }
 
 /// Checks a file with its drop-ins, one in the directory of presets as a preset; returns what to say
@@ -90,7 +88,8 @@ fn absolute(path: &Path) -> Result<String> {
     Ok(path.display().to_string())
 }
 
-fn text(Loaded { settings, sources, .. }: &Loaded, origin: bool) -> String {
+/// Settings as TOML, and before them what they are from.
+pub(super) fn text(settings: &[Setting], sources: &[Rc<Source>], origin: bool) -> String {
     let mut text = String::new();
     for source in sources {
         let _ = writeln!(text, "# {} ({})", source.name, source.via); // a String takes all

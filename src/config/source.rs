@@ -58,7 +58,7 @@ pub(crate) struct Request<'a> {
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) config: Config,
-    /// Empty unless somebody wants to know.
+    /// Empty unless somebody wants to know; without what is built in if they know that.
     pub(super) settings: Vec<Setting>,
     /// The texts that it was made of.
     pub(super) sources: Vec<Rc<Source>>,
@@ -68,6 +68,8 @@ pub(super) struct Loaded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origins {
     Kept,
+    /// Of what is set: what is built in has none.
+    Set,
     Dropped,
 }
 
@@ -79,6 +81,15 @@ pub(super) enum Origins {
 /// read. The default file may be missing.
 pub(crate) fn load(request: Request<'_>) -> Result<Config> {
     Ok(load_with(request, Origins::Dropped)?.config)
+}
+
+/// Loads the configuration that counts where nobody asks for another.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn machine() -> Result<Config> {
+    let (options, environment) = (RuntimeOptions::default(), Environment::read());
+    load(Request { annotation: None, options: &options, environment: &environment })
 }
 
 pub(super) fn load_with(request: Request<'_>, origins: Origins) -> Result<Loaded> {
@@ -205,6 +216,11 @@ fn is_preset(relative: &Path) -> bool {
         && !parts().any(|name| hidden(name) || of_drop_ins(name))
 }
 
+/// The configuration of a machine without a file, with all that can be told of it.
+pub(super) fn built_in() -> Result<Loaded> {
+    Parts::new(Origins::Kept).finish()
+}
+
 /// Where presets lie if nothing says otherwise.
 pub(super) fn default_preset_dir() -> PathBuf {
     rootless::config_dir().join("presets")
@@ -261,8 +277,11 @@ impl Parts {
     /// Makes the values' sense.
     fn finish(self) -> Result<Loaded> {
         let via = self.sources.first().map(|source| source.via);
-        let settings = (self.origins == Origins::Kept).then(Vec::new);
-        let mut report = Report { faults: self.faults, settings };
+        let mut report = Report {
+            faults: self.faults,
+            settings: (self.origins != Origins::Dropped).then(Vec::new),
+            without_built_in: self.origins == Origins::Set,
+        };
         let mut config = Config::read(self.table, via, &mut report);
         if !report.faults.is_empty() {
             return Err(Error::Config(report.faults));

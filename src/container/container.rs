@@ -24,6 +24,7 @@ use crate::reaper::Exit;
 use crate::rootfs::RootfsMount;
 use crate::runtime::{Call, Runtime, failure};
 use crate::sandbox::kind::Kind;
+use crate::sandbox::sizing::Sizing;
 
 /// How long Delete waits for output that has not reached its reader.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -47,6 +48,8 @@ pub(crate) struct Container {
     pub(super) runtime: Runtime,
     /// What it is to its pod.
     pub(super) kind: Kind,
+    /// What its pod, or itself on its own, may use; as Create was told.
+    pub(super) sizing: Sizing,
     pub(super) streams: Streams,
     pub(super) own_pid_namespace: bool,
     /// What it is restored from at Start, in place of being created.

@@ -14,14 +14,13 @@ use tokio::time::Instant;
 
 use crate::bundle::{self, Bundle, Spec};
 use crate::cgroup::Cgroup;
-use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, Request};
+use crate::config::{self, CONFIG_ANNOTATION, Config, Environment, RUNTIME_ANNOTATION, Request};
 use crate::container::checkpoint::Image;
 use crate::container::container::Streams;
 use crate::container::handover::Handover;
 use crate::container::oom::Oom;
 use crate::container::pod::Admission;
 use crate::container::undo::undo;
-use crate::container::view::Asked;
 use crate::container::{Container, Containers, Process, Progress, Slot};
 use crate::error::{Error, Result};
 use crate::events::Event;
@@ -32,6 +31,7 @@ use crate::rootfs::{self, FuseOverlay, Mount, RootfsMount};
 use crate::runtime::table::{self, Resolved};
 use crate::runtime::{self, Call, Runtime};
 use crate::sandbox::kind::Kind;
+use crate::sandbox::sizing::Sizing;
 use crate::sys::child::start_time;
 use crate::wire::options::RuntimeOptions;
 
@@ -236,14 +236,15 @@ impl Containers {
         spec: &Spec,
         options: RuntimeOptions,
     ) -> Result<(Rc<Config>, Resolved, RuntimeOptions)> {
-        let config = self.config(spec.annotation(CONFIG_ANNOTATION), &options)?;
+        let config = self.config(spec, &options)?;
         let options = options.or(&config.options);
         let resolved = table::resolve(&options, &config, spec, &self.namespace)?;
         Ok((config, resolved, options))
     }
 
     /// The pod's configuration: that of its first container.
-    fn config(&self, annotation: Option<&str>, options: &RuntimeOptions) -> Result<Rc<Config>> {
+    fn config(&self, spec: &Spec, options: &RuntimeOptions) -> Result<Rc<Config>> {
+        let annotation = spec.annotation(CONFIG_ANNOTATION);
         if let Some(config) = &*self.config.borrow() {
             if let Some(wanted) = annotation {
                 config.gate.check(CONFIG_ANNOTATION)?;
@@ -252,11 +253,12 @@ impl Containers {
             return Ok(config.clone());
         }
         let environment = Environment::read();
-        let config = config::load(Request { annotation, options, environment: &environment })?;
+        let request = Request { annotation, options, environment: &environment };
+        let (config, seen) = config::load_seen(request, spec.annotation(RUNTIME_ANNOTATION))?;
         log::info!("configuration: {}", config.origin);
         let config = Rc::new(config);
         self.config.replace(Some(config.clone()));
-        self.asked.replace(Asked::new(annotation, options));
+        self.seen.replace(seen);
         Ok(config)
     }
 
@@ -318,6 +320,7 @@ impl Containers {
             shared: self.clone(),
             runtime: parts.runtime,
             streams: parts.streams,
+            sizing: Sizing::of(&parts.kind, &parts.spec.annotations, parts.spec.limits()),
             kind: parts.kind,
             own_pid_namespace: parts.spec.has_own_pid_namespace(),
             image: parts.image,

@@ -32,8 +32,7 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::view::Asked;
-use crate::config::Config;
+use crate::config::{Config, Seen};
 use crate::error::{Error, Result};
 use crate::events::Events;
 use crate::ids::{ContainerId, Namespace};
@@ -61,8 +60,8 @@ pub(crate) struct Containers {
     sandbox: RefCell<Option<Rc<Sandbox>>>,
     /// That of the first container, for all that come after it.
     config: RefCell<Option<Rc<Config>>>,
-    /// What chose it, unless it is the machine's.
-    asked: RefCell<Option<Asked>>,
+    /// Where each of its values is from.
+    seen: RefCell<Seen>,
     /// There is a container, or was, or a sandbox that is none.
     begun: Cell<bool>,
     begins: Notify,
@@ -141,7 +140,7 @@ impl Containers {
             map: RefCell::default(),
             sandbox: RefCell::default(),
             config: RefCell::default(),
-            asked: RefCell::default(),
+            seen: RefCell::default(),
             begun: Cell::default(),
             begins: Notify::new(),
             asked_to_close: Cell::default(),

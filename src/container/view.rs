@@ -4,20 +4,19 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::Bundle;
 use crate::cgroup::Limit;
-use crate::config::{self, Config, Environment, Request};
+use crate::config::Config;
 use crate::container::{Containers, Process, Slot};
-use crate::error::Result;
 use crate::ids::Pid;
 use crate::log::Timestamp;
 use crate::sandbox::Stage;
 use crate::sandbox::kind::Kind;
 use crate::sandbox::sizing::Sizing;
-use crate::wire::options::RuntimeOptions;
 
-/// A pod, or a container on its own.
-#[derive(Debug, Deserialize, Serialize)]
+/// A pod, or a container on its own. `ps` reads it of older shims and of newer ones: what is missing is
+/// empty, what is unknown is passed over. So it is with what is in it.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub(crate) struct Pod {
     /// berth's version.
     pub(crate) version: String,
@@ -37,12 +36,13 @@ pub(crate) struct Pod {
 
 /// A container.
 #[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub(crate) struct View {
     /// Its id.
     pub(crate) id: String,
     /// Where it is in its life.
     pub(crate) state: String,
-    /// Its init process.
+    /// Its init process, until that has ended: then the number may be another's.
     pub(crate) pid: Option<i32>,
     /// How it ended.
     pub(crate) exit_status: Option<u32>,
@@ -67,13 +67,14 @@ pub(crate) struct View {
 }
 
 /// An exec process.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub(crate) struct Exec {
     /// Its id.
     pub(crate) id: String,
     /// Where it is in its life.
     pub(crate) state: String,
-    /// Its pid.
+    /// Its pid, until it has ended.
     pub(crate) pid: Option<i32>,
     /// How it ended.
     pub(crate) exit_status: Option<u32>,
@@ -96,7 +97,7 @@ impl Exec {
         Self {
             id: id.to_owned(),
             state: process.state().name().to_owned(),
-            pid: process.pid().map(Pid::get),
+            pid: process.pid().filter(|_| exit.is_none()).map(Pid::get),
             exit_status: exit.map(|exit| exit.status),
             started: started.map(time),
             exited: exit.map(|exit| time(exit.at)),
@@ -140,24 +141,6 @@ pub(crate) fn word(limit: Limit) -> &'static str {
     }
 }
 
-/// What chose the configuration of the pod.
-pub(super) struct Asked {
-    annotation: Option<String>,
-    options: RuntimeOptions,
-}
-
-impl Asked {
-    /// `None` if nothing was asked for, and the machine's configuration counts.
-    pub(super) fn new(annotation: Option<&str>, options: &RuntimeOptions) -> Option<Self> {
-        let RuntimeOptions { config_path, config_body, .. } = options.clone();
-        if annotation.is_none() && config_path.is_empty() && config_body.is_empty() {
-            return None;
-        }
-        let options = RuntimeOptions { config_path, config_body, ..RuntimeOptions::default() };
-        Some(Self { annotation: annotation.map(str::to_owned), options })
-    }
-}
-
 impl Containers {
     /// There is a container now, or a sandbox that is none.
     pub(crate) fn note_begin(&self) {
@@ -196,27 +179,39 @@ impl Containers {
         self.config.borrow().clone()
     }
 
-    /// What the files that the pod's configuration is from come to now, as text with origins.
-    ///
-    /// # Errors
-    /// Those that a Create would have.
-    pub(crate) fn config_now(&self) -> Result<(Config, String)> {
-        let asked = self.asked.borrow();
-        let options = asked.as_ref().map(|asked| asked.options.clone()).unwrap_or_default();
-        let annotation = asked.as_ref().and_then(|asked| asked.annotation.as_deref());
-        let environment = Environment::read();
-        config::effective(Request { annotation, options: &options, environment: &environment })
+    /// The configuration that the pod has as text with origins, as its first container's Create saw it.
+    pub(crate) fn seen_config(&self) -> Option<String> {
+        self.config.borrow().as_ref().map(|_| self.seen.borrow().text())
     }
 
-    /// What the pod, or the container on its own, may use; read from the bundle, which may be gone.
+    /// What the pod, or the container on its own, may use, as its Create was told; `None` for a pod whose
+    /// sandbox is no container.
     pub(crate) fn sizing(&self) -> Option<Sizing> {
-        let (bundle, kind): (Bundle, Kind) = {
-            let map = self.map.borrow();
-            let ready = map.values().filter_map(Slot::ready);
-            let mut outer = ready.filter(|one| !matches!(one.kind, Kind::Container { .. }));
-            outer.next().map(|one| (one.bundle.clone(), one.kind.clone()))?
-        };
-        let spec = bundle.spec().ok()?;
-        Some(Sizing::of(&kind, &spec.annotations, spec.limits()))
+        let map = self.map.borrow();
+        let mut ready = map.values().filter_map(Slot::ready);
+        ready.find(|one| !matches!(one.kind, Kind::Container { .. })).map(|one| one.sizing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_shims_of_other_versions_say_is_read() {
+        let cases = [
+            ("nothing", "{}", ("", 0, 0)),
+            ("no execs", r#"{"id":"p","containers":[{"id":"c"}]}"#, ("p", 1, 0)),
+            (
+                "more than we know",
+                r#"{"id":"p","new":{"a":[1]},"containers":[{"id":"c","new":1,"execs":[{"new":2}]}]}"#,
+                ("p", 1, 1),
+            ),
+        ];
+        for (name, text, (id, containers, execs)) in cases {
+            let pod: Pod = serde_json::from_str(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let found = pod.containers.iter().map(|one| one.execs.len()).sum::<usize>();
+            assert_eq!((&*pod.id, pod.containers.len(), found), (id, containers, execs), "{name}");
+        }
     }
 }

@@ -8,6 +8,8 @@ use httparse::{EMPTY_HEADER, Status};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
+use super::places::Place;
+
 /// The longest head of a request, in bytes.
 pub(crate) const MAX_HEAD: usize = 8 << 10;
 /// The longest body of a request, in bytes.
@@ -16,8 +18,8 @@ pub(crate) const MAX_BODY: usize = 1 << 10;
 const MAX_HEADERS: usize = 64;
 /// What is read at once.
 const CHUNK: usize = 1 << 10;
-/// How long a client may take to send its request, and as long again to take the answer.
-pub(crate) const TIME: Duration = Duration::from_secs(10);
+/// How long a connection may take; less while others wait for its place.
+const TIME: Duration = Duration::from_secs(10);
 /// How long a client that was refused may go on sending, so that it sees why.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -170,17 +172,18 @@ fn path(target: &str) -> Option<&str> {
     path.starts_with('/').then_some(path)
 }
 
-/// Reads one request from a client and answers it.
-pub(crate) async fn converse<S, A>(mut stream: S, answer: A)
+/// Reads one request from a client and answers it, for as long as the client may have its `place`.
+pub(crate) async fn converse<S, A>(mut stream: S, place: &Place, answer: A)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     A: AsyncFnOnce(Request) -> Response,
 {
-    let (request, refused) = match timeout(TIME, receive(&mut stream)).await {
-        Ok(Some(Ok(request))) => (Some(request), None),
-        Ok(Some(Err(refusal))) => (None, Some(refusal)),
-        Ok(None) => return, // it has hung up
-        Err(_) => (None, Some(Response::text(408, "a request takes 10 s at most\n"))),
+    let late = "a request takes 10 s at most, half a second while others wait\n";
+    let (request, refused) = match bounded(place, receive(&mut stream)).await {
+        Some(Some(Ok(request))) => (Some(request), None),
+        Some(Some(Err(refusal))) => (None, Some(refusal)),
+        Some(None) => return, // it has hung up
+        None => (None, Some(Response::text(408, late))),
     };
     let method = request.as_ref().map_or(Method::Get, |request| request.method);
     let refuses = refused.is_some();
@@ -193,10 +196,23 @@ where
         stream.write_all(&bytes).await?;
         stream.shutdown().await
     };
-    let written = timeout(TIME, write).await.is_ok_and(|result| result.is_ok());
+    // A refusal is written to whoever can take it at once, also after the time is over.
+    let written = match refuses {
+        true => timeout(LINGER, write).await.is_ok_and(|result| result.is_ok()),
+        false => bounded(place, write).await.is_some_and(|result| result.is_ok()),
+    };
     if refuses && written {
         // A connection that is closed with unread bytes may take the answer with it.
         let _ = timeout(LINGER, discard(&mut stream)).await;
+    }
+}
+
+/// What comes of `work`, unless the client's time is over before.
+async fn bounded<T>(place: &Place, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = place.over(TIME) => None,
     }
 }
 

@@ -8,29 +8,31 @@ mod exposition;
 pub(crate) mod http;
 mod pages;
 mod place;
+mod places;
 mod process;
 
 pub(crate) use self::exposition::{PROMETHEUS, escaped};
 pub(crate) use self::place::{APART, SUFFIX, of as place, remove_dead};
+pub(crate) use self::places::Places;
 pub(crate) use self::process::Figures;
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 
+use crate::config;
 use crate::container::Containers;
 use crate::error::{Error, Result};
 use crate::rpc::server::InFlight;
 use crate::socket::{self, Own};
 
-/// Connections at a time; others wait until one of them has ended, which takes 20 s at most.
+/// Connections at a time. Another one waits until one of them has ended, which then takes half a second at
+/// most ([`Places`]).
 const MOST: usize = 8;
 /// How long after the first container the socket comes: who starts containers is not delayed by it, and a
 /// shim whose container ends at once never has one.
@@ -85,7 +87,12 @@ impl Management {
     pub(crate) fn remove(&self) {
         self.ends.set(true);
         if let Some(socket) = self.socket.take() {
-            socket.remove();
+            // The last of a namespace takes the directory with it.
+            if place::is_in_namespace(socket.path()) {
+                socket.remove_with_directory();
+            } else {
+                socket.remove();
+            }
         }
     }
 
@@ -93,7 +100,7 @@ impl Management {
     fn is_enabled(&self) -> bool {
         match self.containers.effective_config() {
             Some(config) => config.management,
-            None => self.containers.config_now().map_or(true, |(config, _)| config.management),
+            None => config::machine().map_or(true, |config| config.management),
         }
     }
 
@@ -123,8 +130,8 @@ impl Management {
 
     async fn serve(self: Rc<Self>, listener: UnixListener) {
         let own = nix::unistd::geteuid().as_raw();
-        let places = Arc::new(Semaphore::new(MOST));
-        while let Ok(place) = places.clone().acquire_owned().await {
+        let places = Places::new(MOST);
+        loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -135,11 +142,10 @@ impl Management {
             };
             match socket::peer_uid(stream.as_fd()) {
                 Ok(uid) if uid == own || uid == 0 => {
-                    let this = self.clone();
+                    let (this, place) = (self.clone(), places.take().await);
                     spawn_local(async move {
-                        http::converse(stream, async |request| pages::answer(&this, &request))
-                            .await;
-                        drop(place);
+                        let answer = async |request| pages::answer(&this, &request);
+                        http::converse(stream, &place, answer).await;
                     });
                 }
                 Ok(uid) => log::warn!("refused a management client of uid {uid}"),

@@ -13,7 +13,7 @@ use crate::container::View;
 use crate::events::Recent;
 use crate::ids::Pid;
 use crate::log::Timestamp;
-use crate::meters::Meters;
+use crate::meters::{Meters, Unkillable};
 use crate::sys::child;
 
 /// How long a runtime command may run before it is worth a line, although its time is not over.
@@ -79,7 +79,7 @@ fn health(management: &Management, _: &Request) -> Response {
     let containers = &management.containers;
     let meters = containers.reaper.meters();
     let (mut hangs, mut notes) = (Vec::new(), Vec::new());
-    for (what, pid) in meters.unkillable(child::runs) {
+    for Unkillable { what, pid, .. } in meters.unkillable(still_runs) {
         hangs.push(format!("{what} (pid {pid}) was killed and does not end"));
     }
     for command in meters.running() {
@@ -104,6 +104,11 @@ fn health(management: &Management, _: &Request) -> Response {
     let (status, word) = if hangs.is_empty() { (200, "ok") } else { (503, "stuck") };
     let lines = hangs.into_iter().chain(notes).map(|line| line + "\n");
     Response::text(status, format!("{word}\n{}", lines.collect::<String>()))
+}
+
+/// Whether a process is still the one that was noted: its pid may be a stranger's by now.
+fn still_runs(noted: &Unkillable) -> bool {
+    child::start_time(noted.pid) == Some(noted.started) && child::runs(noted.pid)
 }
 
 fn containers(management: &Management, _: &Request) -> Response {
@@ -152,16 +157,11 @@ impl<'a> Told<'a> {
     }
 }
 
+/// Of the first container, whose configuration the pod has.
 fn config(management: &Management, _: &Request) -> Response {
-    let has = management.containers.effective_config();
-    match management.containers.config_now() {
-        Ok((now, text)) => {
-            let differs = has.is_some_and(|has| *has != now);
-            let note = "# The files have changed since the pod's first container, which had other values.\n";
-            Response::text(200, if differs { format!("{note}{text}") } else { text })
-        }
-        Err(error) => Response::text(500, format!("it cannot be read any more: {error}\n")),
-    }
+    let none = "# No container has come yet, and the first one brings the configuration.\n";
+    let seen = management.containers.seen_config();
+    Response::text(200, seen.unwrap_or_else(|| none.to_owned()))
 }
 
 fn logs(_: &Management, _: &Request) -> Response {
@@ -267,20 +267,21 @@ fn output(text: &mut Exposition, meters: &Meters) {
     text.single("berth_logger_restarts_total", Kind::Counter, help, meters.logger_restarts.get());
 }
 
-/// The shim as a process, by the names that Prometheus' clients have for such figures.
+/// The shim as a process: what Prometheus' clients call `process_…`, which in a text file would be taken for
+/// node_exporter's own.
 fn own(text: &mut Exposition, management: &Management) {
     let figures = Figures::read("self");
     let (open, most) = process::descriptors();
     let began = management.began_at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let cpu = process::cpu_time().as_secs_f64();
-    text.single("process_cpu_seconds_total", Kind::Counter, "CPU time of the shim.", cpu);
-    text.single("process_open_fds", Kind::Gauge, "Its descriptors.", open);
-    text.single("process_max_fds", Kind::Gauge, "How many it may have.", most);
+    text.single("berth_process_cpu_seconds_total", Kind::Counter, "CPU time of the shim.", cpu);
+    text.single("berth_process_open_fds", Kind::Gauge, "Its descriptors.", open);
+    text.single("berth_process_max_fds", Kind::Gauge, "How many it may have.", most);
     let memory = [
-        ("process_virtual_memory_bytes", "Its address space.", figures.virtual_memory),
-        ("process_resident_memory_bytes", "Its memory, shared parts too.", figures.resident),
-        ("berth_private_dirty_bytes", "Memory that it alone has.", figures.private_dirty),
-        ("process_threads", "Its threads.", figures.threads),
+        ("berth_process_virtual_memory_bytes", "Its address space.", figures.virtual_memory),
+        ("berth_process_resident_memory_bytes", "Its memory, shared parts too.", figures.resident),
+        ("berth_process_private_dirty_bytes", "Memory that it alone has.", figures.private_dirty),
+        ("berth_process_threads", "Its threads.", figures.threads),
     ];
     for (name, help, value) in memory {
         if let Some(value) = value {
@@ -288,5 +289,5 @@ fn own(text: &mut Exposition, management: &Management) {
         }
     }
     let help = "When it began, in seconds since 1970.";
-    text.single("process_start_time_seconds", Kind::Gauge, help, began.as_secs_f64());
+    text.single("berth_process_start_time_seconds", Kind::Gauge, help, began.as_secs_f64());
 }

@@ -49,6 +49,14 @@ pub(crate) fn remove_dead(own: &Path, namespace: &str, group: &str) {
     if path.exists() {
         socket::remove_dead(&path);
     }
+    if is_in_namespace(&path) {
+        socket::remove_directory(&path);
+    }
+}
+
+/// Whether a socket is in a directory of its namespace's, which nobody needs when it is empty.
+pub(super) fn is_in_namespace(path: &Path) -> bool {
+    path.parent().is_some_and(|dir| *dir != rootless::run_dir())
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ struct Metric {
 pub(super) struct Owner<'a> {
     pub(super) namespace: &'a str,
     pub(super) sandbox: &'a str,
+    /// What tells it from one with the same namespace and id; empty if nothing has to.
+    pub(super) socket: &'a str,
 }
 
 impl Host {
@@ -79,12 +81,15 @@ impl Host {
     }
 }
 
-/// A sample with two more labels.
+/// A sample with the labels of its owner; an empty one is none, as Prometheus has it.
 fn labelled(line: &str, owner: Owner<'_>) -> Option<String> {
     let at = line.find(['{', ' '])?;
     let (name, rest) = line.split_at(at);
     let (namespace, sandbox) = (escaped(owner.namespace), escaped(owner.sandbox));
-    let own = format!("{name}{{namespace=\"{namespace}\",sandbox=\"{sandbox}\"");
+    let mut own = format!("{name}{{namespace=\"{namespace}\",sandbox=\"{sandbox}\"");
+    if !owner.socket.is_empty() {
+        let _ = write!(own, ",socket=\"{}\"", escaped(owner.socket));
+    }
     Some(match rest.strip_prefix('{') {
         Some(labels) => format!("{own},{labels}"),
         None => format!("{own}}}{rest}"),
@@ -101,18 +106,18 @@ mod tests {
                     # HELP c Some c.\n# TYPE c gauge\nc 2\nstray 1\nc\n# EOF\n";
         let mut host = Host::default();
         host.declare("a_up", "Whether it answers.");
-        for (sandbox, up) in [("one", 1.0), ("t\"wo", 0.0)] {
-            let owner = Owner { namespace: "ns", sandbox };
+        for (sandbox, socket, up) in [("one", "", 1.0), ("t\"wo", "12345678", 0.0)] {
+            let owner = Owner { namespace: "ns", sandbox, socket };
             host.add("a_up", owner, up);
             host.merge(shim, owner);
         }
         let expected = "# HELP a_up Whether it answers.\n# TYPE a_up gauge\n\
-             a_up{namespace=\"ns\",sandbox=\"one\"} 1\na_up{namespace=\"ns\",sandbox=\"t\\\"wo\"} 0\n\
+             a_up{namespace=\"ns\",sandbox=\"one\"} 1\na_up{namespace=\"ns\",sandbox=\"t\\\"wo\",socket=\"12345678\"} 0\n\
              # HELP b_total Number of b.\n# TYPE b_total counter\n\
              b_total{namespace=\"ns\",sandbox=\"one\",x=\"y z\"} 1\n\
-             b_total{namespace=\"ns\",sandbox=\"t\\\"wo\",x=\"y z\"} 1\n\
+             b_total{namespace=\"ns\",sandbox=\"t\\\"wo\",socket=\"12345678\",x=\"y z\"} 1\n\
              # HELP c Some c.\n# TYPE c gauge\n\
-             c{namespace=\"ns\",sandbox=\"one\"} 2\nc{namespace=\"ns\",sandbox=\"t\\\"wo\"} 2\n";
+             c{namespace=\"ns\",sandbox=\"one\"} 2\nc{namespace=\"ns\",sandbox=\"t\\\"wo\",socket=\"12345678\"} 2\n";
         assert_eq!(host.text(), expected);
     }
 }

@@ -5,22 +5,26 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex;
 use tokio::task::spawn_local;
+use tokio::time::Instant;
 
 use super::merge::{Host, Owner};
-use super::{ask_all, with_loop};
+use super::{Found, ask_all, with_loop};
 use crate::error::{Error, Result};
-use crate::manage::PROMETHEUS;
 use crate::manage::http::{self, Method, Request, Response};
+use crate::manage::{PROMETHEUS, Places};
 
 /// Scrapes at a time.
 const MOST: usize = 4;
 /// Pause after a failed accept.
-const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long an answer serves other scrapes too.
+const FRESH: Duration = Duration::from_millis(900);
 
 /// Asks all shims, and writes what they say to `file`, which is replaced as a whole.
 ///
@@ -58,21 +62,44 @@ pub(crate) fn serve_metrics(address: SocketAddr, out: &mut dyn Write) -> Result<
 }
 
 async fn serve(listener: TcpListener) {
-    let places = Arc::new(Semaphore::new(MOST));
-    while let Ok(place) = places.clone().acquire_owned().await {
+    let places = Places::new(MOST);
+    let last = Rc::new(Last::default());
+    loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(spawn_local(async move {
-                http::converse(stream, async |request| answer(&request).await).await;
-                drop(place);
-            })),
+            Ok((stream, _)) => {
+                let (place, last) = (places.take().await, last.clone());
+                drop(spawn_local(async move {
+                    http::converse(stream, &place, async |request| answer(&last, &request).await)
+                        .await;
+                }));
+            }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-async fn answer(request: &Request) -> Response {
+/// What all shims said last. Scrapes that come together share one answer: no shim is asked twice.
+#[derive(Default)]
+struct Last(Mutex<Option<(Instant, String)>>);
+
+impl Last {
+    /// It, or what they say now if it is older than [`FRESH`].
+    async fn text(&self, gather: impl AsyncFnOnce() -> Result<String>) -> Result<String> {
+        let mut last = self.0.lock().await;
+        if let Some((at, text)) = &*last {
+            if at.elapsed() < FRESH {
+                return Ok(text.clone());
+            }
+        }
+        let text = gather().await?;
+        *last = Some((Instant::now(), text.clone()));
+        Ok(text)
+    }
+}
+
+async fn answer(last: &Last, request: &Request) -> Response {
     match (request.method, request.path.as_str()) {
-        (Method::Get | Method::Head, "/metrics") => match gather().await {
+        (Method::Get | Method::Head, "/metrics") => match last.text(gather).await {
             Ok(text) => Response::new(200, PROMETHEUS, text),
             Err(error) => Response::text(500, format!("{error}\n")),
         },
@@ -89,11 +116,41 @@ async fn gather() -> Result<String> {
     host.declare("berth_up", "Whether the shim answered.");
     host.declare("berth_scrape_seconds", "How long the shim took to answer, or was waited for.");
     for answer in ask_all("/metrics").await? {
-        let owner = Owner { namespace: &answer.found.namespace, sandbox: &answer.found.group };
+        let Found { namespace, group, apart, .. } = &answer.found;
+        let owner = Owner { namespace, sandbox: group, socket: apart };
         let text = answer.body.and_then(|body| String::from_utf8(body).map_err(|e| e.to_string()));
         host.add("berth_up", owner, if text.is_ok() { 1.0 } else { 0.0 });
         host.add("berth_scrape_seconds", owner, answer.took.as_secs_f64());
         host.merge(&text.unwrap_or_default(), owner);
     }
     Ok(host.text())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn scrapes_that_come_together_share_an_answer() {
+        let (last, asked) = (Last::default(), Cell::new(0));
+        let scrape = async || {
+            let gather = async || {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                asked.set(asked.get() + 1);
+                Ok(asked.get().to_string())
+            };
+            last.text(gather).await.unwrap()
+        };
+        let age = async || last.0.lock().await.iter_mut().for_each(|(at, _)| *at -= FRESH);
+        let (first, second) = tokio::join!(scrape(), scrape());
+        assert_eq!((&*first, &*second), ("1", "1"));
+        age().await;
+        assert_eq!(scrape().await, "2");
+        // What went wrong is not kept.
+        age().await;
+        last.text(async || Err(Error::Invalid("no".into()))).await.unwrap_err();
+        assert_eq!(scrape().await, "3");
+    }
 }

@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::container;
 use crate::error::{Error, Result};
+use crate::manage::APART;
 
 /// How long one shim may take to answer.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -52,7 +53,7 @@ async fn ask_all(path: &'static str) -> Result<Vec<Answer>> {
         let places = places.clone();
         spawn_local(async move {
             let _place = places.acquire_owned().await;
-            ask(found, path).await
+            ask(named(found).await, path).await
         })
     });
     let asked: Vec<_> = asked.collect();
@@ -61,6 +62,23 @@ async fn ask_all(path: &'static str) -> Result<Vec<Answer>> {
         answers.extend(answer.await.ok().flatten());
     }
     Ok(answers)
+}
+
+/// The same with the names that the shim has for itself, where its path has a digest.
+async fn named(found: Found) -> Found {
+    if !found.namespace.is_empty() {
+        return found;
+    }
+    match ask(found.clone(), "/containers").await.and_then(|answer| pod(&answer).ok()) {
+        Some(pod) => Found { namespace: pod.namespace, group: pod.id, ..found },
+        None => found,
+    }
+}
+
+/// What a shim has said about its pod.
+fn pod(answer: &Answer) -> Result<container::Pod, String> {
+    let body = answer.body.as_deref().map_err(String::clone)?;
+    serde_json::from_slice(body).map_err(|error| format!("its answer: {error}"))
 }
 
 /// Asks one shim; `None` if its socket is not there any more.
@@ -119,7 +137,8 @@ fn with_loop<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     LocalSet::new().block_on(&runtime, work)
 }
 
-/// What the shim of a pod or container logged last; `id` may be the beginning of one id only.
+/// What the shim of a pod or container logged last; `id` may be the beginning of one id only, or with the
+/// namespace before it, as this names pods where there are several.
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::Invalid`] if several have such an id, or the shim does not answer.
@@ -134,19 +153,28 @@ pub(crate) fn logs(id: &str) -> Result<Vec<u8>> {
     })
 }
 
-/// The shim whose pod, or one of whose containers, has the id; else the only one whose id begins so.
+/// The shim that is called `id` as a whole ([`Found`]); else the one whose pod, or one of whose containers,
+/// has the id; else the only one whose id begins so.
 fn choose(id: &str, answers: &[Answer]) -> Result<Found> {
     let ids = |answer: &Answer| {
-        let body = answer.body.as_deref().unwrap_or_default();
-        let pod = serde_json::from_slice::<container::Pod>(body).ok();
-        let containers = pod.into_iter().flat_map(|pod| pod.containers).map(|one| one.id);
-        [answer.found.group.clone()].into_iter().chain(containers).collect::<Vec<_>>()
+        let found = &answer.found;
+        let containers = pod(answer).unwrap_or_default().containers;
+        let mut ids: Vec<_> = containers.into_iter().map(|one| one.id).collect();
+        ids.push(found.group.clone());
+        let qualified: Vec<_> = ids.iter().map(|id| format!("{}/{id}", found.namespace)).collect();
+        ids.extend(qualified);
+        ids.extend([format!("{}{APART}{}", found.group, found.apart), found.to_string()]);
+        ids
     };
     let with = |fits: &dyn Fn(&str) -> bool| -> Vec<&Found> {
         let fitting = answers.iter().filter(|answer| ids(answer).iter().any(|one| fits(one)));
         fitting.map(|answer| &answer.found).collect()
     };
-    let mut found = with(&|one| one == id);
+    let whole = answers.iter().map(|answer| &answer.found).filter(|one| one.to_string() == id);
+    let mut found: Vec<_> = whole.collect();
+    if found.is_empty() {
+        found = with(&|one| one == id);
+    }
     if found.is_empty() {
         found = with(&|one| one.starts_with(id));
     }
@@ -154,8 +182,7 @@ fn choose(id: &str, answers: &[Answer]) -> Result<Found> {
         [one] => Ok((*one).clone()),
         [] => Err(Error::NotFound { what: "pod or container", id: id.to_owned() }),
         several => {
-            let named = several.iter().map(|one| format!("{}/{}", one.namespace, one.group));
-            let named: Vec<_> = named.collect();
+            let named: Vec<_> = several.iter().map(ToString::to_string).collect();
             Err(Error::Invalid(format!("{id:?} is not one pod: {}", named.join(", "))))
         }
     }
@@ -186,35 +213,43 @@ mod tests {
 
     #[test]
     fn a_shim_is_found_by_its_pod_or_a_container_or_the_beginning_of_an_id() {
-        let answer = |namespace: &str, group: &str, container: &str| {
+        let answer = |namespace: &str, group: &str, apart: &str, container: &str| {
             let containers = vec![container::View { id: container.into(), ..Default::default() }];
-            let pod = container::Pod {
-                version: String::new(),
-                pid: 1,
-                namespace: namespace.into(),
-                id: group.into(),
-                sandbox: None,
-                uptime: 0,
-                containers,
-            };
-            let (namespace, group) = (namespace.to_owned(), group.to_owned());
-            let path = format!("/{namespace}/{group}").into();
+            let pod = container::Pod { containers, ..Default::default() };
+            let [namespace, group, apart] = [namespace, group, apart].map(str::to_owned);
+            let found = Found { namespace, group, apart, path: "/socket".into() };
             let body = Ok(serde_json::to_vec(&pod).unwrap());
-            Answer { found: Found { namespace, group, path }, pid: None, took: LIMIT, body }
+            Answer { found, pid: None, took: LIMIT, body }
         };
-        let answers =
-            [answer("a", "pod", "web"), answer("a", "pods", "db"), answer("b", "other", "web-2")];
+        let answers = [
+            answer("a", "pod", "", "web"),
+            answer("a", "pods", "", "db"),
+            answer("b", "other", "", "web-2"),
+            answer("c", "twin", "", "left"),
+            answer("c", "twin", "12345678", "right"),
+            answer("d", "twins", "00000001", "one"),
+            answer("d", "twins", "00000002", "two"),
+        ];
         let cases = [
-            ("a pod", "pod", Ok("pod")),
+            ("a pod", "pod", Ok("a/pod")),
             ("the beginning of several", "po", Err("a/pod, a/pods")),
-            ("a container", "web", Ok("pod")),
-            ("the beginning of one", "oth", Ok("other")),
-            ("of a container", "d", Ok("pods")),
+            ("a container", "web", Ok("a/pod")),
+            ("the beginning of one", "oth", Ok("b/other")),
+            ("of a container", "db", Ok("a/pods")),
             ("nothing", "x", Err("not found")),
+            ("with its namespace", "b/other", Ok("b/other")),
+            ("a container with its namespace", "b/web", Ok("b/other")),
+            ("one of another namespace", "a/other", Err("not found")),
+            ("twins", "twin", Err("c/twin, c/twin@12345678")),
+            ("the usual one", "c/twin", Ok("c/twin")),
+            ("the other", "c/twin@12345678", Ok("c/twin@12345678")),
+            ("without its namespace", "twin@1", Ok("c/twin@12345678")),
+            ("none is usual", "d/twins", Err("d/twins@00000001, d/twins@00000002")),
+            ("its container", "right", Ok("c/twin@12345678")),
         ];
         for (name, id, expected) in cases {
             match (choose(id, &answers), expected) {
-                (Ok(found), Ok(group)) => assert_eq!(found.group, group, "{name}"),
+                (Ok(found), Ok(expected)) => assert_eq!(found.to_string(), expected, "{name}"),
                 (Err(why), Err(part)) => assert!(why.to_string().contains(part), "{name}: {why}"),
                 (got, _) => panic!("{name}: {got:?}"),
             }

@@ -4,11 +4,11 @@ use std::io::IsTerminal;
 
 use serde_json::json;
 
-use super::{Answer, Found, ask_all, with_loop};
+use super::{Answer, Found, ask_all, pod, with_loop};
 use crate::cli::PsFormat;
-use crate::container::Pod;
+use crate::container::{Pod, View};
 use crate::error::{Error, Result};
-use crate::manage::Figures;
+use crate::manage::{APART, Figures};
 use crate::size::Size;
 
 /// What the table says.
@@ -24,6 +24,8 @@ struct Row {
     answer: Answer,
     figures: Figures,
     pod: Result<Pod, String>,
+    /// Another containerd has one with the same namespace and id.
+    has_twin: bool,
 }
 
 /// All pods of this host, as a table (coloured on a terminal) or as JSON.
@@ -31,7 +33,8 @@ struct Row {
 /// # Errors
 /// [`Error::Io`] for one who may not see the sockets.
 pub(crate) fn ps(format: PsFormat) -> Result<String> {
-    let rows: Vec<Row> = with_loop(ask_all("/containers"))?.into_iter().map(Row::new).collect();
+    let mut rows: Vec<_> = with_loop(ask_all("/containers"))?.into_iter().map(Row::new).collect();
+    tell_apart(&mut rows);
     match format {
         PsFormat::Json => {
             let rows: Vec<_> = rows.iter().map(Row::json).collect();
@@ -47,18 +50,24 @@ pub(crate) fn ps(format: PsFormat) -> Result<String> {
     }
 }
 
+/// Finds the pods that have the same names.
+fn tell_apart(rows: &mut [Row]) {
+    let name = |row: &Row| (row.answer.found.namespace.clone(), row.answer.found.group.clone());
+    let names: Vec<_> = rows.iter().map(name).collect();
+    for row in rows {
+        let own = name(row);
+        row.has_twin = names.iter().filter(|other| **other == own).count() > 1;
+    }
+}
+
 impl Row {
-    fn new(mut answer: Answer) -> Self {
-        let body = std::mem::replace(&mut answer.body, Ok(Vec::new()));
-        let pod = body.and_then(|body| {
-            serde_json::from_slice(&body).map_err(|error| format!("its answer: {error}"))
-        });
+    fn new(answer: Answer) -> Self {
         let figures = answer.pid.map(|pid| Figures::read(&pid.to_string())).unwrap_or_default();
-        Self { answer, figures, pod }
+        Self { pod: pod(&answer), answer, figures, has_twin: false }
     }
 
     fn json(&self) -> serde_json::Value {
-        let Found { namespace, group, path } = &self.answer.found;
+        let Found { namespace, group, path, .. } = &self.answer.found;
         let pod = self.pod.as_ref().ok();
         json!({
             "namespace": namespace,
@@ -86,23 +95,47 @@ impl Row {
         let shim = self.answer.pid.map_or_else(dash, |pid| pid.to_string());
         let line = |container: String, state: String, pid: Option<i32>, execs: usize| {
             let pid = pid.map_or_else(dash, |pid| pid.to_string());
-            let (namespace, pod) = (found.namespace.clone(), short(&found.group));
+            let (mut namespace, mut pod) = (found.namespace.clone(), short(&found.group));
+            if namespace.is_empty() {
+                namespace = dash();
+            }
+            if self.has_twin && !found.apart.is_empty() {
+                pod = format!("{pod}{APART}{}", found.apart);
+            }
             let (memory, uptime, shim) = (memory.clone(), uptime.clone(), shim.clone());
             [namespace, pod, shim, memory, uptime, container, state, pid, execs.to_string()]
         };
         match &self.pod {
-            Err(why) => vec![line(dash(), why.clone(), None, 0)],
+            Err(why) => vec![line(dash(), one_line(why), None, 0)],
             Ok(pod) if pod.containers.is_empty() => {
                 let state = pod.sandbox.clone().unwrap_or_else(|| "empty".into());
                 vec![line(dash(), state, None, 0)]
             }
             Ok(pod) => {
                 let all = pod.containers.iter();
-                all.map(|one| line(short(&one.id), one.state.clone(), one.pid, one.execs.len()))
+                all.map(|one| line(short(&one.id), one_line(&one.state), pid(one), execs(one)))
                     .collect()
             }
         }
     }
+}
+
+/// The init process's pid while it lives: later it may be another's.
+fn pid(one: &View) -> Option<i32> {
+    one.pid.filter(|_| one.exit_status.is_none())
+}
+
+/// How many exec processes live; those of a container that has ended have ended before it.
+fn execs(one: &View) -> usize {
+    let living = one.execs.iter().filter(|exec| exec.exit_status.is_none());
+    if one.exit_status.is_some() { 0 } else { living.count() }
+}
+
+/// A text that may have come from anybody, fit for a cell of a table.
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let text = lines.collect::<Vec<_>>().join("; ");
+    text.replace(|letter: char| letter.is_control(), "?")
 }
 
 /// An id that is a digest, cut to what tells it from others.
@@ -157,6 +190,8 @@ fn paint(state: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -175,6 +210,45 @@ mod tests {
         let codes = ["\x1b[32m", "\x1b[31m", "\x1b[0m"];
         let bare = codes.iter().fold(coloured, |text, code| text.replace(code, ""));
         assert_eq!(bare, plain);
+    }
+
+    #[test]
+    fn a_row_tells_nothing_that_is_over_and_stays_a_row() {
+        let row = |apart: &str, pod: Result<&str, &str>| {
+            let (namespace, group) = ("ns".to_owned(), "pod".to_owned());
+            let found = Found { namespace, group, apart: apart.into(), path: "/s".into() };
+            let body = pod.map(|text| text.as_bytes().to_vec()).map_err(str::to_owned);
+            Row::new(Answer { found, pid: None, took: Duration::ZERO, body })
+        };
+        let exec = |exit| format!(r#"{{"id":"e","pid":8,"exit_status":{exit}}}"#);
+        let execs = format!("[{},{}]", exec("null"), exec("3"));
+        let container = |exit| {
+            format!(
+                r#"{{"containers":[{{"id":"c","state":"s\u001b","pid":7,"exit_status":{exit},"execs":{execs}}}]}}"#
+            )
+        };
+        let cases = [
+            ("running", "", Ok(container("null")), ["pod", "c", "s?", "7", "1"]),
+            ("stopped", "1234", Ok(container("0")), ["pod@1234", "c", "s?", "-", "0"]),
+            (
+                "silent",
+                "",
+                Err("status 500: a\n\n  b\tc\n"),
+                ["pod", "-", "status 500: a; b?c", "-", "0"],
+            ),
+        ];
+        let mut rows: Vec<_> = cases
+            .iter()
+            .map(|(_, apart, pod, _)| row(apart, pod.as_deref().map_err(|why| *why)))
+            .collect();
+        tell_apart(&mut rows);
+        for ((name, _, _, expected), row) in cases.iter().zip(&rows) {
+            let line = &row.lines()[0];
+            let found = [1, 5, 6, 7, 8].map(|column| line[column].as_str());
+            assert_eq!(found, *expected, "{name}");
+        }
+        tell_apart(&mut rows[1..2]);
+        assert_eq!(rows[1].lines()[0][1], "pod", "it has no twin");
     }
 
     #[test]

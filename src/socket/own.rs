@@ -1,10 +1,14 @@
 //! The daemon's own socket, which somebody may remove or replace while it serves.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{REMOVE, lock_existing, remove};
+use nix::fcntl::Flock;
+
+use super::{REMOVE, lock_existing, remove, remove_empty};
+use crate::error::Result;
 
 /// The daemon's own socket: the file that it was bound to, and not one that has come to be there.
 #[derive(Debug)]
@@ -30,15 +34,32 @@ impl Own {
         self.file.is_some() && Self::file(&self.path) == self.file
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Unlinks the socket, but not one that another daemon has bound there since it was removed.
     pub(crate) fn remove(&self) {
+        drop(self.unlink());
+    }
+
+    /// The same; then the directory goes too if nothing else is in it.
+    pub(crate) fn remove_with_directory(&self) {
+        if let Ok(lock) = self.unlink() {
+            remove_empty(&self.path, &lock);
+        }
+    }
+
+    fn unlink(&self) -> Result<Flock<File>> {
         // Without the lock it is done all the same: only in that moment another could come.
-        let _lock = lock_existing(&self.path, Instant::now() + REMOVE);
+        let lock = lock_existing(&self.path, Instant::now() + REMOVE);
         if self.is_there() {
             remove(&self.path);
         } else {
             log::warn!("the socket {} was removed or replaced", self.path.display());
         }
+        lock
     }
 }
 

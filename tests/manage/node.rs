@@ -69,7 +69,7 @@ fn metrics_of_all_shims_are_one_scrape() {
     let host = Host::new();
     assert_eq!(output(&host, &["ps", "-json"]), "[]\n", "a host without a pod");
     let shims = pods(&host);
-    let dead = host.management_dir().join("tests/dead.sock");
+    let dead = host.management_dir().join("tests/dead@00000000.sock");
     drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
 
     let file = host.dir().join("berth.prom");
@@ -107,12 +107,20 @@ fn metrics_of_all_shims_are_one_scrape() {
 #[track_caller]
 fn check(text: &str) {
     let samples = samples(text);
+    // Its own socket's name tells a pod from one of another containerd.
     let of = |name: &str, id: &str, labels: &str| {
-        samples.get(&format!("{name}{{namespace=\"tests\",sandbox=\"{id}\"{labels}}}")).copied()
+        let start = format!("{name}{{namespace=\"tests\",sandbox=\"{id}\",socket=\"");
+        let own = |series: &str| {
+            let rest = series.strip_prefix(&start)?.strip_suffix('}')?;
+            let (socket, rest) = rest.split_once('"')?;
+            (socket.len() == 8 && rest == labels).then_some(())
+        };
+        samples.iter().find(|(series, _)| own(series).is_some()).map(|(_, value)| *value)
     };
+    assert!(!text.contains("\nprocess_"), "these names are node_exporter's own");
     for (id, up) in [("one", 1.0), ("two", 1.0), ("three", 0.0), ("dead", 0.0)] {
         assert_eq!(of("berth_up", id, ""), Some(up), "{id}: {text}");
-        assert_eq!(of("process_start_time_seconds", id, "").is_some(), up == 1.0, "{id}");
+        assert_eq!(of("berth_process_start_time_seconds", id, "").is_some(), up == 1.0, "{id}");
     }
     assert_eq!(of("berth_containers", "two", ",state=\"stopped\""), Some(1.0), "{text}");
     assert!(of("berth_scrape_seconds", "three", "") >= Some(1.0), "{text}");

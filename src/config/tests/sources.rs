@@ -436,3 +436,69 @@ fn a_preset_that_is_swapped_is_never_read_from_outside() {
         assert!(loaded.iter().filter_map(|loaded| loaded.as_ref().err()).all(refused));
     });
 }
+
+#[test]
+fn what_a_create_saw_can_be_told_when_the_files_have_changed() {
+    let place = Place::new();
+    let file = "deadline = 7\n[runtimes.env]\npath = \"/bin/true\"\nenv = { SECRET = \"s3cret\" }\n\
+                [runtimes.\"a.env\"]\npath = \"/bin/false\"\n";
+    place.write("default.toml", file);
+    let environment = place.environment();
+    let typed = RuntimeOptions {
+        binary_name: "crun".into(),
+        systemd_cgroup: true,
+        io_uid: 7,
+        ..RuntimeOptions::default()
+    };
+    let request = Request { annotation: None, options: &typed, environment: &environment };
+    let (config, seen) = load_seen(request, Some("env")).unwrap();
+    assert_eq!(config, load(request).unwrap());
+    fs::remove_file(place.path("default.toml")).unwrap();
+    let text = seen.text();
+    let line = |key: &str| text.lines().find(|line| line.starts_with(&format!("{key} = ")));
+    let cases = [
+        ("default", "= 7.0", "default.toml:1 (default file)"),
+        ("BinaryName", "= \"crun\"", "# create options"),
+        ("SystemdCgroup", "= true", "# create options"),
+        ("IoUid", "= 7", "# create options"),
+        ("default_runtime", "= \"env\"", "# annotation io.containerd.berth.runtime"),
+        ("runtime", "= \"auto\"", "# annotation io.containerd.berth.runtime"),
+        ("enabled", "= true", "# default"),
+        ("path", "= \"/bin/", "default.toml:"),
+        ("SECRET", "= \"(not shown)\"", "default.toml:4 (default file)"),
+    ];
+    for (key, value, origin) in cases {
+        let line = line(key).unwrap_or_else(|| panic!("no {key}: {text}"));
+        assert!(line.contains(value) && line.contains(origin), "{key}: {line}");
+    }
+    // Runtimes are shown whatever they are called, and nothing that was not said.
+    assert!(
+        text.contains("path = \"/bin/true\"") && text.contains("path = \"/bin/false\""),
+        "{text}"
+    );
+    assert!(!text.contains("s3cret") && line("Root").is_none(), "{text}");
+
+    // Single values of a table of options stand on top of the machine's.
+    let body = RuntimeOptions { config_body: b"Root = \"/r\"".to_vec(), ..Default::default() };
+    let request = Request { options: &body, ..request };
+    let text = load_seen(request, None).unwrap().1.text();
+    let root = text.lines().find(|line| line.starts_with("Root = \"/r\"")).expect(&text);
+    assert!(root.ends_with("(create option ConfigBody)"), "{root}");
+
+    // Where nothing is set, all of it is built in, and nothing is kept.
+    let options = RuntimeOptions::default();
+    let (_, seen) = load_seen(Request { options: &options, ..request }, None).unwrap();
+    let text = seen.text();
+    assert!(text.starts_with("# built-in defaults\n"), "{text}");
+    let built_in =
+        source::load_with(Request { options: &options, ..request }, source::Origins::Kept);
+    assert_eq!(text.lines().count(), {
+        let settings = built_in.unwrap().settings;
+        let set: Vec<_> = settings.iter().filter(|one| one.value.is_some()).collect();
+        let mut tables: Vec<_> =
+            set.iter().map(|one| &one.table).filter(|it| !it.is_empty()).collect();
+        tables.sort();
+        tables.dedup();
+        1 + set.len() + 2 * tables.len()
+    });
+}
