@@ -1,6 +1,7 @@
 //! The management interface: what a shim tells of itself over HTTP, and what that costs nobody.
 
 mod clients;
+mod dashboard;
 mod node;
 
 use std::os::unix::fs::PermissionsExt;
@@ -423,6 +424,7 @@ fn the_socket_goes_with_the_daemon() {
     shim.end();
 
     // One that lives is not replaced, and its pod has none.
+    std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
     let living = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let shim = host.start("c", Spec::idle());
     shim.run("c");
@@ -430,5 +432,5 @@ fn the_socket_goes_with_the_daemon() {
     shim.end();
     assert!(socket.exists());
     drop(living);
-    std::fs::remove_file(&socket).unwrap();
+    std::fs::remove_dir_all(socket.parent().unwrap()).unwrap();
 }

@@ -161,9 +161,10 @@ fn choose(id: &str, answers: &[Answer]) -> Result<Found> {
         let containers = pod(answer).unwrap_or_default().containers;
         let mut ids: Vec<_> = containers.into_iter().map(|one| one.id).collect();
         ids.push(found.group.clone());
-        let qualified: Vec<_> = ids.iter().map(|id| format!("{}/{id}", found.namespace)).collect();
-        ids.extend(qualified);
-        ids.extend([format!("{}{APART}{}", found.group, found.apart), found.to_string()]);
+        ids.push(format!("{}{APART}{}", found.group, found.apart));
+        if id.contains('/') {
+            ids.iter_mut().for_each(|id| *id = format!("{}/{id}", found.namespace));
+        }
         ids
     };
     let with = |fits: &dyn Fn(&str) -> bool| -> Vec<&Found> {

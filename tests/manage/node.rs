@@ -159,7 +159,9 @@ fn ps_shows_every_pod_and_logs_what_its_shim_said() {
     assert!(json[0]["shim"]["private_dirty"].as_u64() > Some(0), "{json}");
     assert_eq!(json[2]["containers"][0]["id"], "extra");
 
-    for id in ["one", "on"] {
+    let name = host.management("one").with_extension("");
+    let name = format!("tests/{}", name.file_name().unwrap().to_str().unwrap());
+    for id in ["one", "on", "tests/one", &name] {
         let logs = output(&host, &["logs", id]);
         assert!(logs.starts_with("time=") && logs.contains(" id=one\n"), "{id}: {logs}");
     }
@@ -167,7 +169,8 @@ fn ps_shows_every_pod_and_logs_what_its_shim_said() {
     assert!(of_container.contains("event: Exited"), "{of_container}");
     let cases = [
         ("nothing", "\"nothing\" not found"),
-        ("t", "tests/three, tests/two"),
+        ("t", "\"t\" is not one pod: tests/three@"),
+        ("tests/", "tests/two@"),
         ("three", "no answer"),
     ];
     for (id, part) in cases {
