@@ -11,8 +11,10 @@ use std::time::Duration;
 use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, ShutdownSandboxRequest, StartSandboxRequest,
 };
+use protobuf::well_known_types::any::Any;
 use serde_json::json;
 
+use crate::sandbox::pod::{self, Field};
 use crate::support::http::{ask, connect, exchange, get, samples};
 use crate::support::{Code, Host, Script, Shim, Spec, Stdin, eventually, skipped};
 
@@ -372,12 +374,32 @@ fn a_sandbox_that_is_no_container_has_a_socket_too() {
         shim.raw(service, method, request.write_to_bytes_dyn().unwrap()).unwrap()
     };
     let (sandbox_id, bundle_path) = ("pod".to_owned(), host.bundle("pod").display().to_string());
-    call("CreateSandbox", &CreateSandboxRequest { sandbox_id, bundle_path, ..Default::default() });
+    // On the host's network, with a limit of CPU time and memory.
+    let limits = [(1, 100_000), (2, 250_000), (4, 512 << 20)];
+    let limits = limits.map(|(number, value)| Field::Number(number, value)).into();
+    let network = Field::Message(1, vec![Field::Number(1, pod::NODE)]);
+    let linux = vec![Field::Message(2, vec![network]), Field::Message(5, limits)];
+    let options = Any {
+        type_url: "runtime.v1.PodSandboxConfig".into(),
+        value: pod::encode(&[Field::Message(8, linux)]),
+        ..Any::default()
+    };
+    let options = Some(options).into();
+    call(
+        "CreateSandbox",
+        &CreateSandboxRequest { sandbox_id, bundle_path, options, ..Default::default() },
+    );
     assert!(host.management_sockets().is_empty());
     let sandbox_id = "pod".to_owned();
     call("StartSandbox", &StartSandboxRequest { sandbox_id, ..Default::default() });
-    let pod = get(&host.management("pod"), "/containers").json();
+    let socket = host.management("pod");
+    let pod = get(&socket, "/containers").json();
     assert_eq!((&pod["sandbox"], &pod["containers"]), (&json!("ready"), &json!([])));
+    let config = get(&socket, "/config").body;
+    assert!(config.contains("No container has come yet"), "{config}");
+    let samples = samples(&get(&socket, "/metrics").body);
+    let size = (samples["berth_sandbox_cpus"], samples["berth_sandbox_memory_bytes"]);
+    assert_eq!(size, (3.0, 536_870_912.0));
     let sandbox_id = "pod".to_owned();
     call("ShutdownSandbox", &ShutdownSandboxRequest { sandbox_id, ..Default::default() });
     shim.wait_gone();

@@ -356,7 +356,7 @@ def panels(run):
 
 COLOURS = ["#3274d9", "#e0752d", "#56a64b", "#a352cc", "#e02f44", "#8f8f8f"]
 WIDTH, HEIGHT, COLUMNS, TOP = 400, 190, 3, 46
-LEFT, RIGHT, ABOVE, BELOW = 52, 10, 24, 48
+LEFT, RIGHT, ABOVE, BELOW = 58, 10, 24, 48
 
 
 def short(value):
@@ -374,18 +374,21 @@ def amount(value, unit):
     return f"{value:.3g}{unit}"
 
 
-def nice(value):
+def nice(value, unit):
     """A round number that is no less."""
     if value <= 0:
         return 1.0
     base = 10.0 ** math.floor(math.log10(value))
+    if unit in ("B", "B/s"):
+        base = 2.0 ** (10 * math.floor(math.log2(value) / 10))
+        return next(base * step for step in (1, 2, 4, 6, 8, 16, 32, 64, 128, 256, 512, 768, 1024) if base * step >= value)
     return next(base * step for step in (1, 1.5, 2, 3, 4, 5, 7.5, 10) if base * step >= value * 0.999)
 
 
 def draw(x, y, panel, times):
     title, unit, lines = panel
     values = [value for line in lines.values() for value in line if value is not None]
-    top, span = nice(max(values, default=0)), times[-1] - times[0]
+    top, span = nice(max(values, default=0), unit), times[-1] - times[0]
     right, bottom = x + WIDTH - RIGHT, y + HEIGHT - BELOW
     across = lambda at: x + LEFT + (right - x - LEFT) * (at - times[0]) / span
     down = lambda value: bottom - (bottom - y - ABOVE) * value / top
@@ -396,14 +399,15 @@ def draw(x, y, panel, times):
     for second in range(0, int(span) + 1, 60):
         out.append(f'<text x="{across(times[0] + second):.1f}" y="{bottom + 13}" class="x">{second // 60}m</text>')
     left, row = x + LEFT, bottom + 27
-    for (name, line), colour in zip(lines.items(), COLOURS):
+    for number, ((name, line), colour) in enumerate(zip(lines.items(), COLOURS)):
+        dash = ' stroke-dasharray="5 3"' if number % 2 else ""  # one that covers another lets it be seen
         path, pen = "", "M"
         for time_, value in zip(times, line):
             if value is not None:
                 path += f"{pen}{across(time_):.0f} {down(value):.1f}"
             pen = "M" if value is None else "L"
-        out.append(f'<path d="{path}" stroke="{colour}" class="l"/>')
-        wide = 18 + 5.2 * len(name)
+        out.append(f'<path d="{path}" stroke="{colour}" class="l"{dash}/>')
+        wide = 18 + 5.6 * len(name)
         if left + wide > right + 6 and left > x + LEFT:
             left, row = x + LEFT, row + 12
         out.append(f'<path d="M{left:.0f} {row - 3}h8" stroke="{colour}" class="l"/><text x="{left + 11:.0f}" y="{row}" class="k">{html.escape(name)}</text>')

@@ -184,9 +184,11 @@ impl Containers {
         self.config.borrow().as_ref().map(|_| self.seen.borrow().text())
     }
 
-    /// What the pod, or the container on its own, may use, as its Create was told; `None` for a pod whose
-    /// sandbox is no container.
+    /// What the pod, or the container on its own, may use, as its Create was told.
     pub(crate) fn sizing(&self) -> Option<Sizing> {
+        if let Some(sandbox) = self.held() {
+            return Some(sandbox.pod.limits.into());
+        }
         let map = self.map.borrow();
         let mut ready = map.values().filter_map(Slot::ready);
         ready.find(|one| !matches!(one.kind, Kind::Container { .. })).map(|one| one.sizing)

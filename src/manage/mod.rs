@@ -12,7 +12,7 @@ mod places;
 mod process;
 
 pub(crate) use self::exposition::{PROMETHEUS, escaped};
-pub(crate) use self::place::{APART, SUFFIX, of as place, remove_dead};
+pub(crate) use self::place::{APART, DIGITS, SUFFIX, of as place, remove_dead};
 pub(crate) use self::places::Places;
 pub(crate) use self::process::Figures;
 

@@ -16,7 +16,7 @@ pub(crate) const APART: char = '@';
 /// containerd's address where nobody has changed it. Its pods need nothing to tell them apart.
 const USUAL: &str = "/run/containerd/containerd.sock";
 /// Digits of what tells pods apart.
-const DIGITS: usize = 8;
+pub(crate) const DIGITS: usize = 8;
 
 /// The path for the daemon whose own socket is `own`, which may be one of several with the same group
 /// in the same namespace: `DIR/NAMESPACE/GROUP.sock`, or `GROUP@XXXXXXXX.sock` with the first digits of its

@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::container;
 use crate::error::{Error, Result};
-use crate::manage::APART;
+use crate::manage::{APART, DIGITS};
 
 /// How long one shim may take to answer.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -70,7 +70,10 @@ async fn named(found: Found) -> Found {
         return found;
     }
     match ask(found.clone(), "/containers").await.and_then(|answer| pod(&answer).ok()) {
-        Some(pod) => Found { namespace: pod.namespace, group: pod.id, ..found },
+        Some(pod) => {
+            let apart = found.group.chars().take(DIGITS).collect();
+            Found { namespace: pod.namespace, group: pod.id, apart, ..found }
+        }
         None => found,
     }
 }

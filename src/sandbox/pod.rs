@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::ids::ContainerId;
+use crate::sandbox::sizing::Limits;
 
 /// How a pod was asked for: the fields of CRI's `PodSandboxConfig` that matter to its sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(crate) struct Pod {
     pub(crate) ipc: Share,
     /// The maps of the pod's own user namespace.
     pub(crate) user: Option<Maps>,
+    /// What all its containers may use together, which whoever makes the pod's cgroup sees to.
+    pub(crate) limits: Limits,
 }
 
 /// With whom a pod's containers share a namespace.

@@ -162,6 +162,14 @@ impl Value {
         }
     }
 
+    pub(super) fn signed(&self) -> i64 {
+        match self {
+            // Protobuf writes a negative number as its complement.
+            Self::Number(number) => i64::from_ne_bytes(number.to_ne_bytes()),
+            Self::Bytes(_) => 0,
+        }
+    }
+
     pub(super) fn bytes(self) -> Vec<u8> {
         match self {
             Self::Number(_) => Vec::new(),

@@ -6,6 +6,7 @@ use protobuf::well_known_types::any::Any;
 
 use crate::error::{Error, Result};
 use crate::sandbox::pod::{Dns, Maps, Pod, Range, Share};
+use crate::sandbox::sizing::Limits;
 use crate::wire::options::{Value, read};
 
 /// The type that containerd's CRI plugin sends with CreateSandbox.
@@ -80,10 +81,28 @@ fn linux(message: &[u8], pod: &mut Pod) -> protobuf::Result<()> {
                 })?;
                 pod.sysctls.insert(name, setting);
             }
+            5 => pod.limits = limits(&value.bytes())?,
             _ => {}
         }
         Ok(())
     })
+}
+
+/// `LinuxContainerResources`, here of the pod; a negative number of what cannot be is none.
+fn limits(message: &[u8]) -> protobuf::Result<Limits> {
+    let mut limits = Limits::default();
+    read(message, |number, value| {
+        let value = value.signed();
+        match number {
+            1 => limits.period = u64::try_from(value).unwrap_or(0),
+            2 => limits.quota = value,
+            3 => limits.shares = u64::try_from(value).unwrap_or(0),
+            4 => limits.memory = value,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok(limits)
 }
 
 fn namespaces(message: &[u8], pod: &mut Pod) -> protobuf::Result<()> {
@@ -174,6 +193,7 @@ mod tests {
         let ids = |outside| vec![Number(1, outside), Number(3, 65536)];
         let user = |mode| vec![Number(1, mode), Message(2, ids(7)), Message(3, ids(8))];
         let namespaces = |fields| vec![Message(8, vec![Message(2, vec![Message(1, fields)])])];
+        let resources = |fields| vec![Message(8, vec![Message(5, fields)])];
         let range = |outside| vec![Range { inside: 0, outside, length: 65536 }];
         let words = |word: &str| vec![word.to_owned()];
         let none = Pod::default();
@@ -224,7 +244,20 @@ mod tests {
             ("a user namespace", namespaces(vec![Message(5, user(0))]), {
                 Pod { user: Some(Maps { uids: range(7), gids: range(8) }), ..none.clone() }
             }),
-            ("the host's users", namespaces(vec![Message(5, user(2))]), none),
+            ("the host's users", namespaces(vec![Message(5, user(2))]), none.clone()),
+            (
+                "limits",
+                resources(vec![Number(1, 100), Number(2, 250), Number(3, 2048), Number(4, 7)]),
+                {
+                    let limits = Limits { period: 100, quota: 250, shares: 2048, memory: 7 };
+                    Pod { limits, ..none.clone() }
+                },
+            ),
+            (
+                "no limit",
+                resources(vec![Number(1, u64::MAX), Number(2, u64::MAX), Number(5, 1)]),
+                { Pod { limits: Limits { quota: -1, ..Limits::default() }, ..none } },
+            ),
         ];
         for (name, fields, expected) in cases {
             let found = decode(&any(TYPE, encode(&fields))).unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::http::{Samples, get, samples};
 use crate::support::{Host, Spec, binary, skipped};
@@ -123,23 +123,41 @@ fn the_dashboard_shows_what_shims_tell_and_all_of_it() {
     shim.end();
 }
 
-/// Debian's package `prometheus` has promtool, which is asked where it is there.
+/// Asks Debian's `promtool` (package `prometheus`), where it is there.
+#[track_caller]
+fn promtool(args: &[&str], input: &str) {
+    let mut command = Command::new("promtool");
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Ok(mut promtool) = command.spawn() {
+        drop(promtool.stdin.take().unwrap().write_all(input.as_bytes()));
+        let output = promtool.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
 #[test]
-fn promtool_finds_no_fault_with_the_metrics() {
+fn promtool_finds_no_fault_with_metrics_and_queries() {
     if skipped("the management interface") {
         return;
     }
     let host = Host::new();
+    let dashboard: Value = serde_json::from_slice(&fs::read(DASHBOARD).unwrap()).unwrap();
+    let queries = queries(&dashboard).into_iter().enumerate();
+    let queries = queries.filter(|(_, (_, query))| !query.starts_with("label_values"));
+    let rules: Vec<_> = queries
+        .map(|(number, (_, query))| {
+            let query = query.replace("$__rate_interval", "1m");
+            json!({"record": format!("query:{number}"), "expr": query})
+        })
+        .collect();
+    let file = host.dir().join("rules.json");
+    fs::write(&file, json!({"groups": [{"name": "berth", "rules": rules}]}).to_string()).unwrap();
+    promtool(&["check", "rules", file.to_str().unwrap()], "");
+
     let shim = host.start("c", Spec::idle());
     shim.run("c");
     let text = get(&host.management("c"), "/metrics").body;
     samples(&text);
-    let mut command = Command::new("promtool");
-    command.args(["check", "metrics"]).stdin(Stdio::piped());
-    if let Ok(mut promtool) = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() {
-        promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-        let output = promtool.wait_with_output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-    }
+    promtool(&["check", "metrics"], &text);
     shim.end();
 }

@@ -180,3 +180,32 @@ fn ps_shows_every_pod_and_logs_what_its_shim_said() {
     end(shims);
     eventually("an empty table", || (output(&host, &["ps"]).lines().count() == 1).then_some(()));
 }
+
+/// Its socket's name is a digest then, which tells nobody whose it is.
+#[test]
+fn a_pod_with_a_name_too_long_for_a_path_is_called_by_it_all_the_same() {
+    if skipped("ps of a host") {
+        return;
+    }
+    let host = Host::new();
+    let id = "l".repeat(76);
+    let shim = host.start(&id, Spec::idle());
+    shim.run(&id);
+    let pod = eventually("the pod", || {
+        let pods: serde_json::Value =
+            serde_json::from_str(&output(&host, &["ps", "-json"])).ok()?;
+        pods.get(0).filter(|pod| pod["containers"].is_array()).cloned()
+    });
+    let socket = pod["socket"].as_str().unwrap();
+    let digest = socket.rsplit('/').next().unwrap();
+    assert!(digest.len() == 69 && !host.management_dir().join("tests").exists(), "{pod}");
+    assert_eq!((&pod["namespace"], &pod["id"]), (&"tests".into(), &id.as_str().into()));
+    let file = host.dir().join("berth.prom");
+    output(&host, &["metrics", "-textfile", file.to_str().unwrap()]);
+    let text = fs::read_to_string(file).unwrap();
+    let up =
+        format!("berth_up{{namespace=\"tests\",sandbox=\"{id}\",socket=\"{}\"}} 1\n", &digest[..8]);
+    assert!(text.contains(&up), "{text}");
+    assert!(output(&host, &["logs", &format!("tests/{id}")]).starts_with("time="));
+    shim.end();
+}
