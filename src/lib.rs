@@ -15,7 +15,8 @@
 //!               scrape), mod.rs: `logs`, and how each is asked in bounded time; find.rs: where
 //! service/      the ttrpc services: decode, call, encode
 //! manage/       what a daemon tells of itself: mod.rs: HTTP on a unix socket, from the first container on;
-//!               place.rs: where that is; http.rs: requests and answers; pages.rs: what there is to ask;
+//!               place.rs: where that is; http.rs: requests and answers; places.rs: for so many clients;
+//!               pages.rs: what there is to ask;
 //!               exposition.rs: Prometheus' text; process.rs: what the kernel knows of the shim
 //! container/    mod.rs: `Containers` by id; container.rs: `Container` and what can be done with it;
 //!               create.rs, exec.rs, exit.rs: its beginnings and ends; undo.rs: what is left of a beginning

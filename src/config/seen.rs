@@ -9,7 +9,7 @@ use super::source::{self, Origins, Request};
 use super::{Config, body, show};
 use crate::error::Result;
 
-/// What stands for the value of a variable in a runtime's environment, which may be secret.
+/// What stands for a value that may be secret.
 const HIDDEN: &str = "(not shown)";
 
 /// What is set in a configuration, and where: nothing on a machine without a file.
@@ -25,7 +25,7 @@ pub(crate) struct Seen {
 /// The same.
 pub(crate) fn load_seen(request: Request<'_>, runtime: Option<&str>) -> Result<(Config, Seen)> {
     let mut loaded = source::load_with(request, Origins::Set)?;
-    for setting in loaded.settings.iter_mut().filter(|setting| is_environment(&setting.table)) {
+    for setting in loaded.settings.iter_mut().filter(|setting| is_secret(&setting.table)) {
         setting.value = Some(HIDDEN.into());
     }
     let said = body::said(request.options).into_iter().map(|(key, value)| Setting {
@@ -51,7 +51,7 @@ impl Seen {
     }
 }
 
-/// Whether a table is `runtimes.NAME.env`, and not a runtime of that name.
-fn is_environment(table: &str) -> bool {
+/// Whether a table is the environment of a runtime, `runtimes.NAME.env`, and not a runtime of that name.
+fn is_secret(table: &str) -> bool {
     table.strip_prefix("runtimes.").is_some_and(|rest| rest.ends_with(".env"))
 }
