@@ -1,8 +1,8 @@
 //! What a daemon tells of itself: HTTP on a unix socket beside its own, for root alone.
 //!
 //! It is there soon after the first container, and costs a descriptor and one waiting task until a client
-//! comes. Answers are made on the event loop out of what is in memory anyway, and a few small files; no
-//! request waits for anything that a client asks here.
+//! comes. Answers are made on the event loop out of what is in memory anyway, and of /proc; no request waits
+//! for anything that a client asks here.
 
 mod exposition;
 pub(crate) mod http;
