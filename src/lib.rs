@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! main.rs       arguments -> run -> exit code
-//! cli.rs        flags and subcommands -> `Command`; pure
+//! cli/          mod.rs: flags and subcommands -> `Command`, as containerd passes them; read.rs: as people
+//!               do; words.rs: the definition of all there is; help.rs: what is made from it; pure
 //! start.rs      `start`: bootstrap parameters in, find or spawn the group's daemon, its address out
 //! delete.rs     `delete`: clean up after a dead daemon, the whole group, from the bundles alone
 //! info.rs       `-info`: name, version and the chosen runtime's OCI features
@@ -157,7 +158,7 @@ pub fn run(
     let mut args = args.into_iter();
     // Runtimes that `delete` and `-info` run get nothing of it; a daemon gets none but its socket.
     let shed = || sys::process::shed_inheritance().map_err(error::Error::sys("close descriptors"));
-    let program = args.next().unwrap_or_else(|| "containerd-shim-berth-v1".into());
+    let program = args.next().unwrap_or_else(|| cli::PROGRAM.into());
     let answer = match cli::parse(args)? {
         Command::Start(flags) => return Ok(start::run(&flags, &program, out)?),
         Command::Daemon(flags) => {
@@ -168,7 +169,7 @@ pub fn run(
         Command::Delete(flags) => shed().and_then(|()| delete::run(&flags))?,
         Command::Info => shed().and_then(|()| info::run())?,
         Command::Version => info::version().into_bytes(),
-        Command::Help => cli::HELP.into(),
+        Command::Help(topic) => cli::help(topic).into_bytes(),
         Command::ConfigShow(query) => config::show(&query)?.into_bytes(),
         Command::ConfigCheck(file) => config::check(&file)?.into_bytes(),
         Command::Ps(format) => node::ps(format)?.into_bytes(),

@@ -1,44 +1,19 @@
 //! The command line, as Go's `flag` package reads it: one or two dashes, `-flag value` or
 //! `-flag=value`, a switch never takes the next argument. Pure; nothing is opened here.
 
+mod help;
+mod read;
+mod words;
+
+pub(crate) use self::help::text as help;
+pub(crate) use self::words::PROGRAM;
+
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-
-/// What `-help` prints.
-pub(crate) const HELP: &str = "\
-usage: containerd-shim-berth-v1 [flags] [start | delete | config … | ps | logs ID | metrics …]
-
-containerd runs this program itself; a runtime named `io.containerd.berth.v1` is enough:
-  ctr run --runtime io.containerd.berth.v1 IMAGE ID
-
-commands
-  start     find or start the shim of the bundle in the working directory, print its address
-  delete    clean up after a shim that died
-  config show [-origin] [-config FILE] [-annotation KEY=VALUE]
-            print the configuration that a container would get, and where each value is from
-  config check FILE
-            name every fault of a configuration file and its drop-ins
-  ps [-json]
-            the pods of this host that berth runs, with their shims and containers
-  logs ID   what the shim of a pod or container logged last
-  metrics -listen ADDRESS:PORT | -textfile FILE
-            the metrics of all shims, for Prometheus to scrape or in a file
-flags
-  -namespace NS, -id ID, -address ADDR, -publish-binary PATH, -bundle DIR, -debug
-            what containerd passes; other flags are ignored
-  -info     print what berth and its OCI runtime can do (protobuf, for containerd)
-  -version  print the version
-  -help     print this
-environment
-  BERTH_CONF_FILE  the configuration file, in place of /etc/berth/config.toml
-  BERTH_RUN_DIR    the directory of the management sockets, in place of /run/berth
-  BERTH_LOG_LEVEL  off, error, warn, info, debug or trace; wins over -debug
-  SCHED_CORE       not empty: the shim and its containers share a core scheduling cookie
-";
 
 /// The command that berth itself runs for a pod without a pause container; no user's business.
 pub(crate) const HOLDER: &str = "hold-sandbox";
@@ -58,8 +33,8 @@ pub(crate) enum Command {
     Info,
     /// `-v`, `-version`
     Version,
-    /// `-h`, `-help`
-    Help,
+    /// `-h`, `-help`: all, or of one command.
+    Help(Option<&'static str>),
     /// `config show`: the effective configuration.
     ConfigShow(ConfigQuery),
     /// `config check`: the faults of a file.
@@ -121,7 +96,8 @@ pub(crate) struct Flags {
 /// Reads the arguments that follow the program's name.
 ///
 /// Flags end at the first argument without a dash: the command. An unknown flag is skipped, with
-/// the next argument as its value unless that one is a flag or a command.
+/// the next argument as its value unless that one is a flag or a command; the commands of
+/// administrators refuse it.
 ///
 /// # Errors
 /// [`Error::Invalid`] for an unknown command, a flag without its value, a switch that is neither
@@ -130,131 +106,51 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command>
     let mut args = args.into_iter().peekable();
     let mut flags = Flags::default();
     let (mut info, mut version, mut help) = (false, false, false);
-    let mut command = None;
+    let (mut command, mut passed) = (None, None);
     while let Some(arg) = args.next() {
         let Some((name, value)) = split(&arg) else {
             command = Some(arg);
             break;
         };
-        let mut take = || match value {
-            Some(value) => Ok(value.to_owned()),
-            None => args.next().ok_or_else(|| invalid(format!("flag needs an argument: -{name}"))),
-        };
-        match name {
-            "" => {
-                command = args.next(); // `--` ends the flags
-                break;
+        if name.is_empty() {
+            command = args.next(); // `--` ends the flags
+            break;
+        }
+        let Some(flag) = words::flag(words::FLAGS, name) else {
+            if value.is_none() {
+                args.next_if(|next| split(next).is_none() && !words::begins(next.as_bytes()));
             }
-            "namespace" => flags.namespace = text(name, take()?)?,
-            "id" => flags.id = text(name, take()?)?,
-            "address" => flags.address = text(name, take()?)?,
-            "publish-binary" => flags.publish_binary = take()?,
-            "bundle" => flags.bundle = Some(take()?.into()),
-            "debug" => flags.debug = switch(name, value)?,
-            "info" => info = switch(name, value)?,
-            "v" | "version" => version = switch(name, value)?,
-            "h" | "help" => help = switch(name, value)?,
-            // For other shims: they listen where they are told.
-            "socket" | "debug-socket" => drop(take()?),
-            _ if value.is_some() => {}
-            _ => drop(args.next_if(|next| split(next).is_none() && !is_command(next))),
+            passed.get_or_insert(arg);
+            continue;
+        };
+        if flag.value.is_none() {
+            let on = switch(name, value)?;
+            match flag.name {
+                "debug" => flags.debug = on,
+                "info" => info = on,
+                "version" => version = on,
+                _ => help = on,
+            }
+            continue;
+        }
+        let missing = || invalid(format!("flag needs an argument: -{name}"));
+        let value = value.map(OsStr::to_owned).or_else(|| args.next()).ok_or_else(missing)?;
+        match flag.name {
+            "namespace" => flags.namespace = text(name, value)?,
+            "id" => flags.id = text(name, value)?,
+            "address" => flags.address = text(name, value)?,
+            "publish-binary" => flags.publish_binary = value,
+            "bundle" => flags.bundle = Some(value.into()),
+            _ => {} // other shims listen where they are told
         }
     }
-    match command.as_deref().map(OsStr::as_bytes) {
-        _ if help => Ok(Command::Help),
+    match command {
+        _ if help => Ok(Command::Help(None)),
         _ if version => Ok(Command::Version),
         _ if info => Ok(Command::Info),
         None => Ok(Command::Daemon(flags)),
-        Some(b"start") => Ok(Command::Start(flags)),
-        Some(b"delete") => Ok(Command::Delete(flags)),
-        Some(b"config") => config(args),
-        Some(b"ps") => ps(args),
-        Some(b"logs") => logs(args),
-        Some(b"metrics") => metrics(args),
-        Some(name) if name == HOLDER.as_bytes() => Ok(Command::Holder),
-        Some(other) => {
-            let other = String::from_utf8_lossy(other);
-            Err(invalid(format!("unknown command {other:?}; see -help")))
-        }
+        Some(command) => read::command(&command, args, flags, passed.as_deref()),
     }
-}
-
-/// Reads the arguments that follow `config`. People type them: what is not known is an error.
-fn config(mut args: impl Iterator<Item = OsString>) -> Result<Command> {
-    let usage = || invalid("config show [flags] or config check FILE; see -help".into());
-    match args.next().as_deref().map(OsStr::as_bytes) {
-        Some(b"check") => match (args.next(), args.next()) {
-            (Some(file), None) => Ok(Command::ConfigCheck(file.into())),
-            _ => Err(usage()),
-        },
-        Some(b"show") => {
-            let mut query = ConfigQuery::default();
-            while let Some(arg) = args.next() {
-                let (name, value) = split(&arg).ok_or_else(usage)?;
-                let mut take = || match value {
-                    Some(value) => Ok(value.to_owned()),
-                    None => args.next().ok_or_else(usage),
-                };
-                match name {
-                    "origin" => query.origin = switch(name, value)?,
-                    "config" => query.config = Some(take()?.into()),
-                    "annotation" => {
-                        let pair = text(name, take()?)?;
-                        let (key, value) = pair.split_once('=').ok_or_else(usage)?;
-                        query.annotations.push((key.into(), value.into()));
-                    }
-                    _ => return Err(invalid(format!("unknown flag -{name} of config show"))),
-                }
-            }
-            Ok(Command::ConfigShow(query))
-        }
-        _ => Err(usage()),
-    }
-}
-
-/// Reads the arguments that follow `ps`.
-fn ps(args: impl Iterator<Item = OsString>) -> Result<Command> {
-    let mut format = PsFormat::Table;
-    for arg in args {
-        match split(&arg) {
-            Some(("json", value)) if switch("json", value)? => format = PsFormat::Json,
-            Some(("json", _)) => format = PsFormat::Table,
-            _ => return Err(invalid("ps [-json]; see -help".into())),
-        }
-    }
-    Ok(Command::Ps(format))
-}
-
-/// Reads the arguments that follow `logs`.
-fn logs(mut args: impl Iterator<Item = OsString>) -> Result<Command> {
-    match (args.next(), args.next()) {
-        (Some(id), None) if !id.is_empty() && split(&id).is_none() => {
-            Ok(Command::Logs(id.to_string_lossy().into_owned()))
-        }
-        _ => Err(invalid("logs ID; see -help".into())),
-    }
-}
-
-/// Reads the arguments that follow `metrics`.
-fn metrics(mut args: impl Iterator<Item = OsString>) -> Result<Command> {
-    let usage =
-        || invalid("metrics -listen ADDRESS:PORT or metrics -textfile FILE; see -help".into());
-    let first = args.next().ok_or_else(usage)?;
-    let (name, value) = split(&first).ok_or_else(usage)?;
-    let value = value.map(OsStr::to_owned).or_else(|| args.next()).ok_or_else(usage)?;
-    if args.next().is_some() {
-        return Err(usage());
-    }
-    let target = match name {
-        "listen" => {
-            let value = text(name, value)?;
-            let wrong = |error| invalid(format!("flag -listen {value:?} is no IP:PORT: {error}"));
-            MetricsTarget::Listen(value.parse().map_err(wrong)?)
-        }
-        "textfile" => MetricsTarget::File(value.into()),
-        _ => return Err(usage()),
-    };
-    Ok(Command::Metrics(target))
 }
 
 /// `-name`, `--name`, each with an optional `=value`; `None` for anything else (also a single
@@ -270,10 +166,6 @@ fn split(arg: &OsStr) -> Option<(&str, Option<&OsStr>)> {
         None => (body, None),
     };
     Some((std::str::from_utf8(name).unwrap_or("?"), value))
-}
-
-fn is_command(arg: &OsStr) -> bool {
-    matches!(arg.as_bytes(), b"start" | b"delete" | b"config" | b"ps" | b"logs" | b"metrics")
 }
 
 /// The words that Go's `strconv.ParseBool` takes; a switch without a value is true.
@@ -346,8 +238,8 @@ mod tests {
             ("info", "-info", Command::Info),
             ("v", "-v", Command::Version),
             ("version", "--version", Command::Version),
-            ("help", "-help", Command::Help),
-            ("h", "-h start", Command::Help),
+            ("help", "-help", Command::Help(None)),
+            ("h", "-h start", Command::Help(None)),
             ("ps", "ps", Command::Ps(PsFormat::Table)),
             ("ps as JSON", "ps --json", Command::Ps(PsFormat::Json)),
             ("logs", "logs pod", Command::Logs("pod".into())),

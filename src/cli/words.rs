@@ -1,0 +1,391 @@
+//! The one definition of the command line: commands, their flags and what follows them, variables, files,
+//! exit status. What is parsed, `-help`, the man page and the completions of shells all come from here.
+//!
+//! An own table, for the programs that are usually taken (clap with `clap_mangen` and `clap_complete`) do
+//! not read flags as containerd passes them: a word behind one dash is a heap of short flags to them, and
+//! an unknown flag ends the program. They would also be half as large again as all that is here. The
+//! table is constants: to `start`, `delete` and the daemon it costs a few comparisons, and no memory.
+//!
+//! Text is ASCII; what is to be typed as it stands is in backquotes.
+
+/// A command: one word, or two where the first has several.
+#[derive(Debug)]
+pub(super) struct Word {
+    pub(super) verb: Verb,
+    pub(super) name: &'static str,
+    pub(super) caller: Caller,
+    /// What has to follow, once.
+    pub(super) operand: Option<Value>,
+    pub(super) flags: &'static [Flag],
+    /// How many of the flags have to be there.
+    pub(super) need: Need,
+    /// In a line.
+    pub(super) summary: &'static str,
+    /// All there is to say; a paragraph each.
+    pub(super) about: &'static [&'static str],
+    pub(super) examples: &'static [Example],
+}
+
+/// What each command does; the parser has an arm for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Start,
+    Delete,
+    ConfigShow,
+    ConfigCheck,
+    Ps,
+    Logs,
+    Metrics,
+    Holder,
+}
+
+/// Whose a command is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// containerd's: flags stand before the command, and those that are not known are passed over.
+    Containerd,
+    /// An administrator's: flags stand behind the command, and what is not known is an error.
+    People,
+    /// berth's own; no user's business.
+    Berth,
+}
+
+/// How many flags a command needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    Any,
+    /// Exactly one of them.
+    One,
+}
+
+/// A flag, with one dash or two.
+#[derive(Debug)]
+pub(super) struct Flag {
+    pub(super) name: &'static str,
+    /// Another name.
+    pub(super) short: Option<&'static str>,
+    /// `None` for a switch.
+    pub(super) value: Option<Value>,
+    /// May be there several times.
+    pub(super) many: bool,
+    pub(super) help: &'static str,
+}
+
+impl Flag {
+    const fn switch(name: &'static str, help: &'static str) -> Self {
+        Self { name, short: None, value: None, many: false, help }
+    }
+
+    const fn with(name: &'static str, value: Value, help: &'static str) -> Self {
+        Self { name, short: None, value: Some(value), many: false, help }
+    }
+
+    const fn or(mut self, short: &'static str) -> Self {
+        self.short = Some(short);
+        self
+    }
+
+    const fn many(mut self) -> Self {
+        self.many = true;
+        self
+    }
+}
+
+/// What stands behind a flag or a command.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Value {
+    /// As it is called in a synopsis.
+    pub(super) shown: &'static str,
+    pub(super) kind: Kind,
+}
+
+/// What a value can be, for completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Text,
+    File,
+    Directory,
+    /// Of a pod or container that runs.
+    Id,
+    /// `KEY=VALUE`
+    Annotation,
+}
+
+const FILE: Value = Value { shown: "FILE", kind: Kind::File };
+
+/// A command line without the program's name, and what it is good for.
+#[derive(Debug)]
+pub(super) struct Example {
+    pub(super) line: &'static str,
+    pub(super) says: &'static str,
+}
+
+/// Something with a name: a variable, a file, an exit status.
+pub(super) type Named = (&'static str, &'static str);
+
+/// The name of the program.
+pub(crate) const PROGRAM: &str = "containerd-shim-berth-v1";
+
+/// What the program is, for people who meet it.
+pub(super) const SUMMARY: &str = "containerd shim, small and never stuck";
+pub(super) const ABOUT: &[&str] = &[
+    "The process between containerd and an OCI runtime such as runc or crun. containerd runs it itself, with \
+     the commands `start` and `delete`; a runtime of the name `io.containerd.berth.v1` is enough:",
+    "The other commands are for administrators. They ask the shims of this host, each at its management \
+     socket, and need root's rights for that.",
+    "Flags begin with one dash or two, and take their value as the next argument or after `=`.",
+];
+/// How a client asks for berth; stands behind the first paragraph of [`ABOUT`].
+pub(super) const FIRST_USE: &str = "ctr run --runtime io.containerd.berth.v1 IMAGE ID";
+
+/// Those that containerd passes before the command, and those of the program itself.
+pub(super) const FLAGS: &[Flag] = &[
+    Flag::with("namespace", Value { shown: "NS", kind: Kind::Text }, "containerd's namespace"),
+    Flag::with("id", Value { shown: "ID", kind: Kind::Text }, "the container's id"),
+    Flag::with("address", Value { shown: "ADDR", kind: Kind::File }, "containerd's socket"),
+    Flag::with(
+        "publish-binary",
+        Value { shown: "PATH", kind: Kind::File },
+        "containerd's program, which publishes events",
+    ),
+    Flag::with(
+        "bundle",
+        Value { shown: "DIR", kind: Kind::Directory },
+        "the container's bundle; else it is the working directory",
+    ),
+    Flag::switch("debug", "log more"),
+    Flag::with("socket", Value { shown: "PATH", kind: Kind::File }, "for other shims; ignored"),
+    Flag::with(
+        "debug-socket",
+        Value { shown: "PATH", kind: Kind::File },
+        "for other shims; ignored",
+    ),
+    Flag::switch("info", "print what berth and its OCI runtime can do (protobuf, for containerd)"),
+    Flag::switch("version", "print the version").or("v"),
+    Flag::switch("help", "print this; behind a command, all about that").or("h"),
+];
+
+/// The flag that every administrators' command has too.
+pub(super) const HELP: &str = "help";
+
+/// Every command.
+pub(super) const WORDS: &[Word] = &[
+    Word {
+        verb: Verb::Start,
+        name: "start",
+        caller: Caller::Containerd,
+        operand: None,
+        flags: &[],
+        need: Need::Any,
+        summary: "find or start the shim of the bundle in the working directory, print its address",
+        about: &[
+            "Needs `-namespace` and `-id` before it. Without any command the program is the shim \
+                  itself, which `start` runs with the socket where it listens.",
+        ],
+        examples: &[],
+    },
+    Word {
+        verb: Verb::Delete,
+        name: "delete",
+        caller: Caller::Containerd,
+        operand: None,
+        flags: &[],
+        need: Need::Any,
+        summary: "clean up after a shim that died",
+        about: &[
+            "Ends what runs of the container, unmounts its root file system, and removes what berth \
+                  keeps of it.",
+        ],
+        examples: &[],
+    },
+    Word {
+        verb: Verb::ConfigShow,
+        name: "config show",
+        caller: Caller::People,
+        operand: None,
+        flags: &[
+            Flag::switch("origin", "say beside each value which line of which file it is from"),
+            Flag::with("config", FILE, "the file that a client names in the create options"),
+            Flag::with(
+                "annotation",
+                Value { shown: "KEY=VALUE", kind: Kind::Annotation },
+                "an annotation of the container, which may choose a preset or a runtime",
+            )
+            .many(),
+        ],
+        need: Need::Any,
+        summary: "print the configuration that a container would get, and where each value is from",
+        about: &["What is printed is a whole configuration file."],
+        examples: &[Example {
+            line: "config show -origin",
+            says: "what counts on this host, and why",
+        }],
+    },
+    Word {
+        verb: Verb::ConfigCheck,
+        name: "config check",
+        caller: Caller::People,
+        operand: Some(FILE),
+        flags: &[],
+        need: Need::Any,
+        summary: "name every fault of a configuration file and its drop-ins",
+        about: &[
+            "A fault is a line of its own, with file and line, and the nearest key where one was \
+                  mistyped. A file in the directory of presets is checked as a preset.",
+        ],
+        examples: &[Example {
+            line: "config check /etc/berth/config.toml",
+            says: "before containers have to live with it",
+        }],
+    },
+    Word {
+        verb: Verb::Ps,
+        name: "ps",
+        caller: Caller::People,
+        operand: None,
+        flags: &[Flag::switch("json", "for programs")],
+        need: Need::Any,
+        summary: "the pods of this host that berth runs, with their shims and containers",
+        about: &[
+            "A shim that does not answer within a second is shown with the reason. States are \
+                  coloured on a terminal.",
+        ],
+        examples: &[Example { line: "ps", says: "what runs here" }],
+    },
+    Word {
+        verb: Verb::Logs,
+        name: "logs",
+        caller: Caller::People,
+        operand: Some(Value { shown: "ID", kind: Kind::Id }),
+        flags: &[],
+        need: Need::Any,
+        summary: "what the shim of a pod or container logged last",
+        about: &[
+            "The id may be cut short where it still is the only one that begins so. What the \
+                  container itself writes is not here, but where containerd's client has it.",
+        ],
+        examples: &[Example { line: "logs 0a1b2c", says: "why a container does not start" }],
+    },
+    Word {
+        verb: Verb::Metrics,
+        name: "metrics",
+        caller: Caller::People,
+        operand: None,
+        flags: &[
+            Flag::with(
+                "listen",
+                Value { shown: "ADDRESS:PORT", kind: Kind::Text },
+                "answer every scrape here, over HTTP, until SIGTERM",
+            ),
+            Flag::with("textfile", FILE, "write them once, to a file that is replaced in one step"),
+        ],
+        need: Need::One,
+        summary: "the metrics of all shims, for Prometheus to scrape or in a file",
+        about: &[
+            "A scrape waits a second at most for each shim; one that does not answer has `berth_up 0`.",
+        ],
+        examples: &[
+            Example {
+                line: "metrics -listen 127.0.0.1:9190",
+                says: "for a Prometheus on this host",
+            },
+            Example {
+                line: "metrics -textfile /var/lib/prometheus/node-exporter/berth.prom",
+                says: "for its node exporter",
+            },
+        ],
+    },
+    Word {
+        verb: Verb::Holder,
+        name: super::HOLDER,
+        caller: Caller::Berth,
+        operand: None,
+        flags: &[],
+        need: Need::Any,
+        summary: "have a pod's namespaces, and sleep",
+        about: &[],
+        examples: &[],
+    },
+];
+
+/// What the environment may say.
+pub(super) const VARIABLES: &[Named] = &[
+    ("BERTH_CONF_FILE", "the configuration file, in place of `/etc/berth/config.toml`"),
+    ("BERTH_RUN_DIR", "the directory of the management sockets, in place of `/run/berth`"),
+    ("BERTH_LOG_LEVEL", "`off`, `error`, `warn`, `info`, `debug` or `trace`; wins over `-debug`"),
+    ("SCHED_CORE", "not empty: the shim and its containers share a core scheduling cookie"),
+    ("NO_COLOR", "not empty: no colours, on a terminal either"),
+];
+
+/// The command that these words begin with, and how many words its name has.
+pub(super) fn find<'a>(first: &[u8], second: impl FnOnce() -> Option<&'a [u8]>) -> Found {
+    if let Some(word) = WORDS.iter().find(|word| word.name.as_bytes() == first) {
+        return Found::Word(word);
+    }
+    let Some(group) = WORDS.iter().find_map(|word| group(word, first)) else {
+        return Found::Nothing;
+    };
+    let second = second().unwrap_or_default();
+    let mut words = WORDS.iter().filter(|word| self::group(word, first).is_some());
+    match words.find(|word| word.name.as_bytes()[group.len() + 1..] == *second) {
+        Some(word) => Found::Word(word),
+        None => Found::Group(group),
+    }
+}
+
+/// What a word names.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Found {
+    Word(&'static Word),
+    /// The first of two words, without a second one that fits.
+    Group(&'static str),
+    Nothing,
+}
+
+/// The first word of a command that has two, if it is `first`.
+fn group(word: &Word, first: &[u8]) -> Option<&'static str> {
+    word.name.split_once(' ').map(|(group, _)| group).filter(|group| group.as_bytes() == first)
+}
+
+/// Whether a command begins with this word.
+pub(super) fn begins(word: &[u8]) -> bool {
+    WORDS.iter().any(|one| one.name.as_bytes() == word || group(one, word).is_some())
+}
+
+/// The flag that has this name.
+pub(super) fn flag(flags: &'static [Flag], name: &str) -> Option<&'static Flag> {
+    flags.iter().find(|flag| flag.name == name || flag.short == Some(name))
+}
+
+/// The commands whose name begins with `topic`'s words; those of people and containerd.
+pub(super) fn about(topic: &str) -> impl Iterator<Item = &'static Word> {
+    let topic = topic.to_owned();
+    let shown = WORDS.iter().filter(|word| word.caller != Caller::Berth);
+    shown.filter(move |word| {
+        let rest = word.name.strip_prefix(&*topic);
+        rest.is_some_and(|rest| topic.is_empty() || rest.is_empty() || rest.starts_with(' '))
+    })
+}
+
+/// `config show [-origin] [-config FILE] [-annotation KEY=VALUE]...`
+pub(super) fn usage(word: &Word) -> String {
+    let mut parts = Vec::from([word.name.to_owned()]);
+    let flags: Vec<_> = word.flags.iter().map(synopsis).collect();
+    match word.need {
+        Need::One => parts.push(flags.join(" | ")),
+        Need::Any => parts.extend(
+            word.flags
+                .iter()
+                .zip(flags)
+                .map(|(flag, shown)| format!("[{shown}]{}", if flag.many { "..." } else { "" })),
+        ),
+    }
+    parts.extend(word.operand.map(|value| value.shown.to_owned()));
+    parts.join(" ")
+}
+
+/// `-config FILE`
+pub(super) fn synopsis(flag: &Flag) -> String {
+    let value = flag.value.map(|value| format!(" {}", value.shown)).unwrap_or_default();
+    format!("-{}{value}", flag.name)
+}
