@@ -5,7 +5,8 @@
 //! ```text
 //! main.rs       arguments -> run -> exit code
 //! cli/          mod.rs: flags and subcommands -> `Command`, as containerd passes them; read.rs: as people
-//!               do; words.rs: the definition of all there is; help.rs: what is made from it; pure
+//!               do; words.rs: the definition of all there is; help.rs, man.rs, completions.rs: what is made
+//!               of it; complete.rs: what a word may become; pure
 //! start.rs      `start`: bootstrap parameters in, find or spawn the group's daemon, its address out
 //! delete.rs     `delete`: clean up after a dead daemon, the whole group, from the bundles alone
 //! info.rs       `-info`: name, version and the chosen runtime's OCI features
@@ -13,7 +14,8 @@
 //! daemon.rs     the long life: sub-reaper, signals, server, end; daemon/idle.rs: its end when nobody
 //!               needs it; log.rs: records -> `log` FIFO
 //! node/         what an administrator asks of all shims of a host: ps.rs, metrics.rs (merge.rs: as one
-//!               scrape), mod.rs: `logs`, and how each is asked in bounded time; find.rs: where
+//!               scrape), mod.rs: `logs`, and how each is asked in bounded time; find.rs: where; ids.rs: of
+//!               what, for completion
 //! service/      the ttrpc services: decode, call, encode
 //! manage/       what a daemon tells of itself: mod.rs: HTTP on a unix socket, from the first container on;
 //!               place.rs: where that is; http.rs: requests and answers; places.rs: for so many clients;
@@ -60,7 +62,8 @@
 //!               we need
 //! config/       mod.rs: typed `Config`, checked once; source.rs: which file wins; file.rs: safe to
 //!               read? document.rs, body.rs: TOML -> tree with places; section.rs: keys out of it;
-//!               entry.rs: one runtime of the table; show.rs: `config show` and `check`; seen.rs: what a Create saw
+//!               entry.rs: one runtime of the table; show.rs: `config show` and `check`; seen.rs: what a
+//!               Create saw; choices.rs: what an annotation can be
 //! rootless.rs   whether we are in a user namespace, and where files go then
 //! socket.rs     address of a group's shim; bind, probe, unlink guard; socket/own.rs: is it still ours?
 //! ids.rs        `ContainerId`, `ExecId`, `Namespace`, `Pid`: checked once, where they enter
@@ -108,7 +111,7 @@ use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::io::Write;
 
-use cli::{Command, MetricsTarget};
+use cli::{Command, Kind, MetricsTarget, Offers};
 
 mod bundle;
 mod cgroup;
@@ -170,6 +173,9 @@ pub fn run(
         Command::Info => shed().and_then(|()| info::run())?,
         Command::Version => info::version().into_bytes(),
         Command::Help(topic) => cli::help(topic).into_bytes(),
+        Command::Man => cli::man().into_bytes(),
+        Command::Completions(script) => script.into(),
+        Command::Complete(words) => cli::complete(&words, &look).into_bytes(),
         Command::ConfigShow(query) => config::show(&query)?.into_bytes(),
         Command::ConfigCheck(file) => config::check(&file)?.into_bytes(),
         Command::Ps(format) => node::ps(format)?.into_bytes(),
@@ -181,4 +187,15 @@ pub fn run(
     };
     out.write_all(&answer).and_then(|()| out.flush()).map_err(error::Error::sys("answer"))?;
     Ok(())
+}
+
+/// What a value may be on this host.
+fn look(kind: Kind) -> Offers {
+    match kind {
+        Kind::Id => node::ids(),
+        Kind::Annotation => {
+            config::choices().into_iter().map(|(word, says)| (word, says.to_owned())).collect()
+        }
+        Kind::Text | Kind::File | Kind::Directory | Kind::Word(_) => Offers::new(),
+    }
 }

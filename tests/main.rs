@@ -11,6 +11,7 @@ mod support;
 mod bench;
 mod checkpoint;
 mod cli;
+mod completions;
 mod concurrency;
 mod config;
 mod crash;

@@ -1,12 +1,17 @@
 //! The command line, as Go's `flag` package reads it: one or two dashes, `-flag value` or
 //! `-flag=value`, a switch never takes the next argument. Pure; nothing is opened here.
 
+mod complete;
+mod completions;
 mod help;
+mod man;
 mod read;
 mod words;
 
+pub(crate) use self::complete::{Offers, text as complete};
 pub(crate) use self::help::text as help;
-pub(crate) use self::words::PROGRAM;
+pub(crate) use self::man::page as man;
+pub(crate) use self::words::{Kind, PROGRAM};
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
@@ -17,6 +22,9 @@ use crate::error::{Error, Result};
 
 /// The command that berth itself runs for a pod without a pause container; no user's business.
 pub(crate) const HOLDER: &str = "hold-sandbox";
+
+/// The command that the completions of shells run; no user's business either.
+pub(crate) const COMPLETE: &str = "complete-words";
 
 /// One run of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +53,12 @@ pub(crate) enum Command {
     Logs(String),
     /// `metrics`: of all shims of the host.
     Metrics(MetricsTarget),
+    /// `man`: the manual page.
+    Man,
+    /// `completions`: this text.
+    Completions(&'static str),
+    /// [`COMPLETE`]: what the last of these words may become.
+    Complete(Vec<OsString>),
 }
 
 /// How `ps` tells what there is.
@@ -189,95 +203,4 @@ fn invalid(message: String) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse_words(line: &str) -> Result<Command> {
-        parse(line.split_whitespace().map(OsString::from))
-    }
-
-    fn flags() -> Flags {
-        Flags { namespace: "ns".into(), id: "x".into(), ..Flags::default() }
-    }
-
-    #[test]
-    fn flags_are_read_as_go_reads_them() {
-        let debug = Flags { debug: true, ..flags() };
-        let full = Flags {
-            address: "/run/c.sock".into(),
-            publish_binary: "/bin/containerd".into(),
-            bundle: Some("/b".into()),
-            ..debug.clone()
-        };
-        let cases = [
-            (
-                "containerd's order",
-                "-namespace ns -address /run/c.sock -publish-binary /bin/containerd -id x \
-                 -bundle /b -debug delete",
-                Command::Delete(full),
-            ),
-            ("one dash", "-namespace ns -id x start", Command::Start(flags())),
-            ("two dashes", "--namespace ns --id x start", Command::Start(flags())),
-            ("equals", "--namespace=ns -id=x start", Command::Start(flags())),
-            ("switch", "-namespace ns -id x -debug start", Command::Start(debug)),
-            (
-                "switch off",
-                "-debug -debug=false -namespace ns -id x start",
-                Command::Start(flags()),
-            ),
-            ("daemon", "-namespace ns -id x", Command::Daemon(flags())),
-            ("unknown switch", "-new -namespace ns -id x start", Command::Start(flags())),
-            ("unknown with value", "-new 1 -namespace ns -id x start", Command::Start(flags())),
-            ("unknown with =", "--new=a=b -namespace ns -id x start", Command::Start(flags())),
-            ("unknown before command", "-namespace ns -id x -new start", Command::Start(flags())),
-            ("other shims' flags", "-socket /s -namespace ns -id x", Command::Daemon(flags())),
-            ("last one wins", "-id y -namespace ns -id x start", Command::Start(flags())),
-            ("words after the command", "-namespace ns -id x start -id y", Command::Start(flags())),
-            ("end of flags", "-namespace ns -id x -- start", Command::Start(flags())),
-            ("holder", "hold-sandbox pod", Command::Holder),
-            ("info", "-info", Command::Info),
-            ("v", "-v", Command::Version),
-            ("version", "--version", Command::Version),
-            ("help", "-help", Command::Help(None)),
-            ("h", "-h start", Command::Help(None)),
-            ("ps", "ps", Command::Ps(PsFormat::Table)),
-            ("ps as JSON", "ps --json", Command::Ps(PsFormat::Json)),
-            ("logs", "logs pod", Command::Logs("pod".into())),
-            (
-                "metrics over HTTP",
-                "metrics --listen 127.0.0.1:9090",
-                Command::Metrics(MetricsTarget::Listen(([127, 0, 0, 1], 9090).into())),
-            ),
-            (
-                "metrics in a file",
-                "metrics -textfile=/f",
-                Command::Metrics(MetricsTarget::File("/f".into())),
-            ),
-            ("empty value", "-address= -namespace ns -id x start", Command::Start(flags())),
-        ];
-        for (name, line, expected) in cases {
-            assert_eq!(parse_words(line).unwrap(), expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_command_line_is_refused_by_name() {
-        let cases = [
-            ("unknown command", "-id x stop", "\"stop\""),
-            ("missing value", "-namespace ns -id", "-id"),
-            ("not a switch", "-debug=maybe start", "\"maybe\""),
-            ("single dash", "- start", "\"-\""),
-            ("ps of something", "ps pod", "ps [-json]"),
-            ("logs of nothing", "logs", "logs ID"),
-            ("logs of two", "logs a b", "logs ID"),
-            ("logs of a flag", "logs -f", "logs ID"),
-            ("metrics for nobody", "metrics", "metrics -listen"),
-            ("metrics twice", "metrics -textfile a -listen b", "metrics -listen"),
-            ("metrics nowhere", "metrics -listen localhost", "\"localhost\""),
-        ];
-        for (name, line, expected) in cases {
-            let error = parse_words(line).unwrap_err().to_string();
-            assert!(error.contains(expected), "{name}: {error}");
-        }
-    }
-}
+mod tests;

@@ -4,7 +4,8 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use super::words::{self, Caller, Flag, Found, Need, Verb, Word};
+use super::completions;
+use super::words::{self, Caller, Flag, Found, Kind, Need, Value, Verb, Word};
 use super::{Command, ConfigQuery, Flags, MetricsTarget, PsFormat, invalid, split, switch, text};
 use crate::error::Result;
 
@@ -49,6 +50,7 @@ pub(super) fn command(
             Ok(Command::Delete(flags))
         }
         Verb::Holder => Ok(Command::Holder),
+        Verb::Complete => Ok(Command::Complete(args.collect())),
         _ => people(word, args, &flags, passed),
     }
 }
@@ -97,6 +99,9 @@ impl Given {
                             wrong(word, &format!("flag -{name} needs its {}", value.shown))
                         })?,
                     };
+                    if let Some(known) = flag.value {
+                        one_of(word, known, &value)?;
+                    }
                     given.flags.push((flag.name, value));
                 }
                 _ => given.take_operand(arg)?,
@@ -121,7 +126,8 @@ impl Given {
             Some(value) if self.operand.is_some() => {
                 Err(wrong(self.word, &format!("{name} takes one {}, not {arg:?} too", value.shown)))
             }
-            Some(_) => {
+            Some(value) => {
+                one_of(self.word, value, &arg)?;
                 self.operand = Some(arg);
                 Ok(())
             }
@@ -161,7 +167,8 @@ impl Given {
     }
 
     fn switch(&self, name: &'static str) -> Result<bool> {
-        self.value(name).map_or(Ok(false), |value| switch(name, Some(value)))
+        let Some(value) = self.value(name) else { return Ok(false) };
+        switch(name, Some(value)).map_err(|error| wrong(self.word, &error.to_string()))
     }
 
     fn text(&self, name: &'static str) -> impl Iterator<Item = Result<String>> {
@@ -177,7 +184,13 @@ impl Given {
             Verb::Ps => Ok(Command::Ps(PsFormat::Table)),
             Verb::Logs => Ok(Command::Logs(operand.to_string_lossy().into_owned())),
             Verb::Metrics => self.metrics().map(Command::Metrics),
-            Verb::Start | Verb::Delete | Verb::Holder => Ok(Command::Help(Some(self.word.name))),
+            Verb::Man => Ok(Command::Man),
+            Verb::Completions => {
+                Ok(Command::Completions(completions::script(&operand.to_string_lossy())))
+            }
+            Verb::Start | Verb::Delete | Verb::Holder | Verb::Complete => {
+                Ok(Command::Help(Some(self.word.name)))
+            }
         }
     }
 
@@ -215,6 +228,16 @@ fn is_help(arg: &OsStr) -> bool {
 /// An error of the command `word`, with how it is written.
 fn wrong(word: &Word, what: &str) -> crate::error::Error {
     invalid(format!("{what}; usage: {}; see {} -help", words::usage(word), word.name))
+}
+
+/// Whether a value is one of the words that it can be.
+fn one_of(word: &Word, value: Value, given: &OsStr) -> Result<()> {
+    let Kind::Word(words) = value.kind else { return Ok(()) };
+    if words.iter().any(|(name, _)| given == *name) {
+        return Ok(());
+    }
+    let names: Vec<_> = words.iter().map(|(name, _)| *name).collect();
+    Err(wrong(word, &format!("{} is one of {}, not {given:?}", value.shown, names.join(", "))))
 }
 
 fn no_second(group: &'static str, second: Option<&OsStr>) -> crate::error::Error {

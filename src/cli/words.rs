@@ -36,6 +36,9 @@ pub(super) enum Verb {
     Ps,
     Logs,
     Metrics,
+    Man,
+    Completions,
+    Complete,
     Holder,
 }
 
@@ -101,7 +104,7 @@ pub(super) struct Value {
 
 /// What a value can be, for completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Text,
     File,
     Directory,
@@ -109,6 +112,8 @@ pub(super) enum Kind {
     Id,
     /// `KEY=VALUE`
     Annotation,
+    /// One of these words.
+    Word(&'static [Named]),
 }
 
 const FILE: Value = Value { shown: "FILE", kind: Kind::File };
@@ -121,7 +126,7 @@ pub(super) struct Example {
 }
 
 /// Something with a name: a variable, a file, an exit status.
-pub(super) type Named = (&'static str, &'static str);
+pub(crate) type Named = (&'static str, &'static str);
 
 /// The name of the program.
 pub(crate) const PROGRAM: &str = "containerd-shim-berth-v1";
@@ -140,13 +145,13 @@ pub(super) const FIRST_USE: &str = "ctr run --runtime io.containerd.berth.v1 IMA
 
 /// Those that containerd passes before the command, and those of the program itself.
 pub(super) const FLAGS: &[Flag] = &[
-    Flag::with("namespace", Value { shown: "NS", kind: Kind::Text }, "containerd's namespace"),
+    Flag::with("namespace", Value { shown: "NS", kind: Kind::Text }, "the namespace of containerd"),
     Flag::with("id", Value { shown: "ID", kind: Kind::Text }, "the container's id"),
-    Flag::with("address", Value { shown: "ADDR", kind: Kind::File }, "containerd's socket"),
+    Flag::with("address", Value { shown: "ADDR", kind: Kind::File }, "the socket of containerd"),
     Flag::with(
         "publish-binary",
         Value { shown: "PATH", kind: Kind::File },
-        "containerd's program, which publishes events",
+        "the program of containerd, which publishes events",
     ),
     Flag::with(
         "bundle",
@@ -162,7 +167,7 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     Flag::switch("info", "print what berth and its OCI runtime can do (protobuf, for containerd)"),
     Flag::switch("version", "print the version").or("v"),
-    Flag::switch("help", "print this; behind a command, all about that").or("h"),
+    Flag::switch("help", "print help; behind a command, all about that").or("h"),
 ];
 
 /// The flag that every administrators' command has too.
@@ -296,6 +301,45 @@ pub(super) const WORDS: &[Word] = &[
         ],
     },
     Word {
+        verb: Verb::Man,
+        name: "man",
+        caller: Caller::People,
+        operand: None,
+        flags: &[],
+        need: Need::Any,
+        summary: "print the manual page",
+        about: &["In the macros of man(7), as it is installed."],
+        examples: &[Example { line: "man | man -l -", says: "read it where it is not installed" }],
+    },
+    Word {
+        verb: Verb::Completions,
+        name: "completions",
+        caller: Caller::People,
+        operand: Some(Value { shown: "SHELL", kind: Kind::Word(SHELLS) }),
+        flags: &[],
+        need: Need::Any,
+        summary: "print what lets bash, zsh or fish complete the words of this program",
+        about: &[
+            "The packages install it. It completes commands, flags, files, ids of what runs, presets and \
+                  runtimes; the program itself is asked for them.",
+        ],
+        examples: &[Example {
+            line: "completions bash >/etc/bash_completion.d/berth",
+            says: "from the next bash on",
+        }],
+    },
+    Word {
+        verb: Verb::Complete,
+        name: super::COMPLETE,
+        caller: Caller::Berth,
+        operand: None,
+        flags: &[],
+        need: Need::Any,
+        summary: "say what may stand in the place of the last of these words",
+        about: &[],
+        examples: &[],
+    },
+    Word {
         verb: Verb::Holder,
         name: super::HOLDER,
         caller: Caller::Berth,
@@ -308,6 +352,9 @@ pub(super) const WORDS: &[Word] = &[
     },
 ];
 
+/// The shells that can complete.
+const SHELLS: &[Named] = &[("bash", "4.4 or newer"), ("zsh", "5 or newer"), ("fish", "3 or newer")];
+
 /// What the environment may say.
 pub(super) const VARIABLES: &[Named] = &[
     ("BERTH_CONF_FILE", "the configuration file, in place of `/etc/berth/config.toml`"),
@@ -315,7 +362,49 @@ pub(super) const VARIABLES: &[Named] = &[
     ("BERTH_LOG_LEVEL", "`off`, `error`, `warn`, `info`, `debug` or `trace`; wins over `-debug`"),
     ("SCHED_CORE", "not empty: the shim and its containers share a core scheduling cookie"),
     ("NO_COLOR", "not empty: no colours, on a terminal either"),
+    ("PATH", "where OCI runtimes and helpers are looked for"),
+    ("XDG_RUNTIME_DIR", "in a user namespace, where sockets go if `/run` is the host's"),
+    (
+        "XDG_CONFIG_HOME",
+        "in a user namespace, where `berth/config.toml` is, if not in `$HOME/.config`",
+    ),
+    ("TTRPC_ADDRESS", "where containerd takes events; it sets this one itself, as GRPC_ADDRESS"),
 ];
+
+/// What is where.
+pub(super) const FILES: &[Named] = &[
+    ("/etc/berth/config.toml", "the configuration; its comments say what each key does"),
+    ("/etc/berth/config.toml.d/*.toml", "are merged into it, in the order of their names"),
+    (
+        "/etc/berth/presets/NAME.toml",
+        "configurations that the annotation `io.containerd.berth.config_path` may choose",
+    ),
+    (
+        "/run/berth/NAMESPACE/POD.sock",
+        "management sockets, HTTP: `ps`, `logs` and `metrics` ask there. A pod of another containerd than \
+         that of `/run/containerd/containerd.sock` has `POD@XXXXXXXX.sock`",
+    ),
+    ("/run/containerd/s/", "the sockets on which shims answer containerd"),
+];
+
+/// What the program's exit says.
+pub(super) const EXITS: &[Named] = &[
+    ("0", "done"),
+    (
+        "1",
+        "not done: a line on the standard error output, which begins with `berth:`, says what was wrong, \
+         where, and what to do",
+    ),
+];
+
+/// What to read next.
+pub(super) const SEE_ALSO: &[(&str, u8)] =
+    &[("containerd", 8), ("ctr", 8), ("criu", 8), ("crun", 1), ("fuse-overlayfs", 1), ("runc", 8)];
+/// Where the rest is said.
+pub(super) const ELSEWHERE: &str = "`/usr/share/doc/berth/README.md` says how to ask for berth in Kubernetes, Docker, \
+    nerdctl and BuildKit, and `/etc/berth/config.toml` what can be set.";
+/// The day of what is said here; the manual page bears it.
+pub(super) const DATE: &str = "2026-11-22";
 
 /// The command that these words begin with, and how many words its name has.
 pub(super) fn find<'a>(first: &[u8], second: impl FnOnce() -> Option<&'a [u8]>) -> Found {

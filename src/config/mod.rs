@@ -1,6 +1,7 @@
 //! The typed configuration, checked once when it is loaded. `config/berth.toml` explains each key.
 
 mod body;
+mod choices;
 mod document;
 mod entry;
 mod file;
@@ -13,6 +14,7 @@ mod show;
 mod source;
 
 pub(crate) use body::shim_cgroup;
+pub(crate) use choices::choices;
 pub(crate) use entry::{BlockRootfs, Deadlines, Entry, Guest, NydusRootfs};
 pub(crate) use io::{Io, OnFull};
 pub(crate) use seen::{Seen, load_seen};

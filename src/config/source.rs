@@ -208,7 +208,7 @@ pub(super) fn read_preset(dir: &Path, relative: &Path, origins: Origins) -> Resu
 }
 
 /// Whether a path can be that of a whole preset, by its names alone.
-fn is_preset(relative: &Path) -> bool {
+pub(super) fn is_preset(relative: &Path) -> bool {
     let hidden = |name: &[u8]| name.starts_with(b".") && name != b".." && name != b".";
     let parts = || relative.iter().map(OsStr::as_bytes);
     let of_drop_ins = |name: &[u8]| name.ends_with(b".d");

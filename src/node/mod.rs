@@ -2,11 +2,13 @@
 //! management socket, in bounded time or not at all; one that is stopped delays nobody else.
 
 mod find;
+mod ids;
 mod merge;
 mod metrics;
 mod ps;
 
 use self::find::Found;
+pub(crate) use self::ids::ids;
 pub(crate) use self::metrics::{serve_metrics, write_metrics};
 pub(crate) use self::ps::ps;
 
