@@ -5,8 +5,8 @@
 //! ```text
 //! main.rs       arguments -> run -> exit code
 //! cli/          mod.rs: flags and subcommands -> `Command`, as containerd passes them; read.rs: as people
-//!               do; words.rs: the definition of all there is; help.rs, man.rs, completions.rs: what is made
-//!               of it; complete.rs: what a word may become; pure
+//!               do; words.rs: the definition of all there is, made of word.rs; help.rs, man.rs,
+//!               completions.rs: what comes of it; complete.rs: what a word may become; pure
 //! start.rs      `start`: bootstrap parameters in, find or spawn the group's daemon, its address out
 //! delete.rs     `delete`: clean up after a dead daemon, the whole group, from the bundles alone
 //! info.rs       `-info`: name, version and the chosen runtime's OCI features

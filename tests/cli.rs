@@ -41,20 +41,24 @@ fn runtime(dir: &Path, name: &str, script: &str) {
 
 #[test]
 fn people_get_version_help_and_a_clear_refusal() {
-    let cases: [(&str, &[&str], &str); 4] = [
+    let cases: [(&str, &[&str], &str); 6] = [
         ("version", &["-v"], concat!("berth ", env!("CARGO_PKG_VERSION"))),
         ("version, long", &["--version"], concat!("berth ", env!("CARGO_PKG_VERSION"))),
         ("help", &["-help"], "usage: "),
         ("help, short", &["-h"], "usage: "),
+        ("of a command", &["ps", "--help"], "usage: containerd-shim-berth-v1 ps [-json]\n"),
+        ("the manual page", &["man"], ".TH CONTAINERD-SHIM-BERTH-V1 1 "),
     ];
     for (name, args, expected) in cases {
         let output = run(args, "", b"");
         assert!(output.status.success() && output.stderr.is_empty(), "{name}");
         assert!(text(&output.stdout).starts_with(expected), "{name}");
     }
-    let cases: [(&str, &[&str], &str); 5] = [
+    let cases: [(&str, &[&str], &str); 7] = [
         ("no command", &[], "containerd runs this program"),
         ("unknown command", &["stop"], "unknown command \"stop\""),
+        ("mistyped command", &["lgos", "x"], "\"logs\" was meant?"),
+        ("mistyped flag", &["ps", "-jsn"], "-json was meant?; usage: ps [-json]; see ps -help"),
         ("no id", &["start"], "container id"),
         ("no namespace", &["-id", "x", "start"], "namespace"),
         ("hostile id", &["-id", "../x", "-namespace", "n", "start"], "../x"),

@@ -3,7 +3,8 @@
 use std::ffi::{OsStr, OsString};
 
 use super::split;
-use super::words::{self, FLAGS, Flag, Found, HELP, Kind, Need, Value, Word};
+use super::word::{self, Flag, Found, Kind, Need, Value, Word};
+use super::words::{FLAGS, HELP};
 
 /// What is looked up for a value; see [`Kind`].
 type Look<'a> = &'a dyn Fn(Kind) -> Offers;
@@ -63,7 +64,7 @@ fn place(before: &[OsString]) -> Place {
     let first = loop {
         let Some(arg) = rest.next() else { return Place::Command };
         let Some((name, value)) = split(arg) else { break arg };
-        let takes = words::flag(FLAGS, name).and_then(|flag| flag.value);
+        let takes = word::flag(FLAGS, name).and_then(|flag| flag.value);
         if let (Some(takes), None) = (takes, value) {
             if rest.next().is_none() {
                 return Place::Value(takes);
@@ -71,7 +72,7 @@ fn place(before: &[OsString]) -> Place {
         }
     };
     let mut second = None;
-    let found = words::find(first.as_encoded_bytes(), || {
+    let found = word::find(first.as_encoded_bytes(), || {
         second = rest.next();
         second.map(|second| second.as_encoded_bytes())
     });
@@ -89,7 +90,7 @@ impl State {
                 self.operand = true;
                 continue;
             };
-            let Some(flag) = words::flag(self.word.flags, name) else { continue };
+            let Some(flag) = word::flag(self.word.flags, name) else { continue };
             self.given.push(flag.name);
             if let (Some(takes), None) = (flag.value, value) {
                 if rest.next().is_none() {
@@ -114,12 +115,12 @@ impl State {
 /// Within `-flag=value`, the kind of value and what stands before it.
 fn inside<'a>(flags: &'static [Flag], current: &'a str) -> Option<(Value, &'a str)> {
     let (name, _) = split(OsStr::new(current)).filter(|(_, value)| value.is_some())?;
-    let value = words::flag(flags, name)?.value?;
+    let value = word::flag(flags, name)?.value?;
     Some((value, &current[..=current.find('=')?]))
 }
 
 fn commands(group: &str) -> Offers {
-    let offers = words::about(group).filter_map(|word| match word.name.split_once(' ') {
+    let offers = word::about(group).filter_map(|word| match word.name.split_once(' ') {
         Some((_, second)) if !group.is_empty() => {
             Some((second.to_owned(), word.summary.to_owned()))
         }
@@ -137,7 +138,7 @@ fn flags(flags: &'static [Flag], given: &[&str], need: Need, current: &str) -> O
     let full = need == Need::One && !given.is_empty();
     let free = |flag: &&Flag| flag.many || !full && !given.contains(&flag.name);
     let mut offers: Offers = flags.iter().filter(free).map(|flag| named(dashes, flag)).collect();
-    if given.is_empty() && current.starts_with('-') && words::flag(flags, HELP).is_none() {
+    if given.is_empty() && current.starts_with('-') && word::flag(flags, HELP).is_none() {
         offers.push((format!("{dashes}{HELP}"), "all about this command".into()));
     }
     offers

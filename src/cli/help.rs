@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::words::{self, Caller, Flag, Word};
+use super::word::{self, Caller, Flag, Word};
+use super::words;
 
 /// Columns of a line.
 const WIDTH: usize = 100;
@@ -12,12 +13,12 @@ const INDENT: usize = 12;
 /// About the program, or the commands whose name begins with `topic`.
 pub(crate) fn text(topic: Option<&str>) -> String {
     topic.map_or_else(program, |topic| {
-        words::about(topic).map(command).collect::<Vec<_>>().join("\n")
+        word::about(topic).map(command).collect::<Vec<_>>().join("\n")
     })
 }
 
 fn program() -> String {
-    let all: Vec<_> = words::about("").collect();
+    let all: Vec<_> = word::about("").collect();
     let names: Vec<_> =
         all.iter().map(|word| word.name.split(' ').next().unwrap_or_default()).collect();
     let mut names = names;
@@ -36,7 +37,7 @@ fn program() -> String {
     {
         let _ = writeln!(text, "\n{title}");
         for word in all.iter().filter(|word| word.caller == caller) {
-            item(&mut text, &words::usage(word), word.summary);
+            item(&mut text, &word::usage(word), word.summary);
         }
     }
     text += "\nflags\n";
@@ -48,7 +49,7 @@ fn program() -> String {
 
 fn command(word: &'static Word) -> String {
     let before = if word.caller == Caller::Containerd { "[flags] " } else { "" };
-    let mut text = format!("usage: {} {before}{}\n\n", words::PROGRAM, words::usage(word));
+    let mut text = format!("usage: {} {before}{}\n\n", words::PROGRAM, word::usage(word));
     paragraph_to(&mut text, 0, word.summary);
     for paragraph in word.about {
         text.push('\n');
@@ -69,7 +70,7 @@ fn command(word: &'static Word) -> String {
 
 fn flag_to(text: &mut String, flag: &Flag) {
     let short = flag.short.map(|short| format!("-{short}, ")).unwrap_or_default();
-    item(text, &format!("{short}{}", words::synopsis(flag)), flag.help);
+    item(text, &format!("{short}{}", word::synopsis(flag)), flag.help);
 }
 
 /// A name, and what there is to say of it: beside it where it is short.

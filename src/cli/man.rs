@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::words::{self, Caller, Flag, Named, Word};
+use super::word::{self, Caller, Flag, Named, Word};
+use super::words;
 
 /// Columns of a source line; mandoc complains of more than 80.
 const WIDTH: usize = 76;
@@ -19,14 +20,14 @@ pub(crate) fn page() -> String {
     page.section("DESCRIPTION");
     page.description();
     page.section("COMMANDS");
-    words::about("").for_each(|word| page.command(word));
+    word::about("").for_each(|word| page.command(word));
     page.section("OPTIONS");
     words::FLAGS.iter().for_each(|flag| page.flag(flag));
     page.list("ENVIRONMENT", words::VARIABLES);
     page.list("FILES", words::FILES);
     page.list("EXIT STATUS", words::EXITS);
     page.section("EXAMPLES");
-    for example in words::about("").flat_map(|word| word.examples) {
+    for example in word::about("").flat_map(|word| word.examples) {
         let line = format!("{} {}", words::PROGRAM, example.line);
         page.item(&bold(&line), &[example.says]);
     }
@@ -55,12 +56,12 @@ impl Page {
 
     /// Every command with what belongs to it; none is broken between flag and value.
     fn synopses(&mut self) {
-        for (number, word) in words::about("").enumerate() {
+        for (number, word) in word::about("").enumerate() {
             if number > 0 {
                 self.request(".br");
             }
             let before = if word.caller == Caller::Containerd { "[flags] " } else { "" };
-            let usage = format!("{before}{}", words::usage(word));
+            let usage = format!("{before}{}", word::usage(word));
             self.line(&format!("{} {}", bold(words::PROGRAM), marked(&usage)));
         }
     }
@@ -82,7 +83,7 @@ impl Page {
     fn command(&mut self, word: &Word) {
         let summary = format!("{}.", capital(word.summary));
         let texts: Vec<&str> = [&*summary].into_iter().chain(word.about.iter().copied()).collect();
-        self.item(&marked(&words::usage(word)), &texts);
+        self.item(&marked(&word::usage(word)), &texts);
         if !word.flags.is_empty() {
             self.request(".RS");
             word.flags.iter().for_each(|flag| self.flag(flag));
@@ -92,7 +93,7 @@ impl Page {
 
     fn flag(&mut self, flag: &Flag) {
         let short = flag.short.map(|short| format!("{}, ", bold(&format!("-{short}"))));
-        let name = short.unwrap_or_default() + &marked(&words::synopsis(flag));
+        let name = short.unwrap_or_default() + &marked(&word::synopsis(flag));
         self.item(&name, &[&format!("{}.", capital(flag.help))]);
     }
 

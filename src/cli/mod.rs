@@ -6,12 +6,14 @@ mod completions;
 mod help;
 mod man;
 mod read;
+mod word;
 mod words;
 
 pub(crate) use self::complete::{Offers, text as complete};
 pub(crate) use self::help::text as help;
 pub(crate) use self::man::page as man;
-pub(crate) use self::words::{Kind, PROGRAM};
+pub(crate) use self::word::Kind;
+pub(crate) use self::words::PROGRAM;
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
@@ -130,9 +132,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command>
             command = args.next(); // `--` ends the flags
             break;
         }
-        let Some(flag) = words::flag(words::FLAGS, name) else {
+        let Some(flag) = word::flag(words::FLAGS, name) else {
             if value.is_none() {
-                args.next_if(|next| split(next).is_none() && !words::begins(next.as_bytes()));
+                args.next_if(|next| split(next).is_none() && !word::begins(next.as_bytes()));
             }
             passed.get_or_insert(arg);
             continue;

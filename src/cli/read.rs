@@ -5,7 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use super::completions;
-use super::words::{self, Caller, Flag, Found, Kind, Need, Value, Verb, Word};
+use super::word::{self, Caller, Flag, Found, Kind, Need, Value, Word};
+use super::words::{self, Verb};
 use super::{Command, ConfigQuery, Flags, MetricsTarget, PsFormat, invalid, split, switch, text};
 use crate::error::Result;
 
@@ -31,7 +32,7 @@ pub(super) fn command(
     passed: Option<&OsStr>,
 ) -> Result<Command> {
     let mut second = None;
-    let found = words::find(first.as_encoded_bytes(), || {
+    let found = word::find(first.as_encoded_bytes(), || {
         second = args.next();
         second.as_deref().map(OsStr::as_encoded_bytes)
     });
@@ -112,7 +113,7 @@ impl Given {
     }
 
     fn known(&self, name: &str) -> Result<&'static Flag> {
-        words::flag(self.word.flags, name).ok_or_else(|| {
+        word::flag(self.word.flags, name).ok_or_else(|| {
             let near = nearest(name, self.word.flags.iter().map(|flag| flag.name));
             let hint = near.map(|near| format!(": -{near} was meant?")).unwrap_or_default();
             wrong(self.word, &format!("unknown flag -{name} of {}{hint}", self.word.name))
@@ -153,7 +154,7 @@ impl Given {
 
     /// The values of a flag, in their order.
     fn all(&self, name: &'static str) -> impl DoubleEndedIterator<Item = &OsString> {
-        debug_assert!(words::flag(self.word.flags, name).is_some(), "-{name} is not in the table");
+        debug_assert!(word::flag(self.word.flags, name).is_some(), "-{name} is not in the table");
         self.flags.iter().filter(move |(flag, _)| *flag == name).map(|(_, value)| value)
     }
 
@@ -220,14 +221,14 @@ impl Given {
 /// `-h` or `-help`.
 fn is_help(arg: &OsStr) -> bool {
     split(arg).is_some_and(|(name, value)| {
-        let asked = words::flag(words::FLAGS, name).is_some_and(|flag| flag.name == words::HELP);
+        let asked = word::flag(words::FLAGS, name).is_some_and(|flag| flag.name == words::HELP);
         asked && switch(name, value).unwrap_or(true)
     })
 }
 
 /// An error of the command `word`, with how it is written.
 fn wrong(word: &Word, what: &str) -> crate::error::Error {
-    invalid(format!("{what}; usage: {}; see {} -help", words::usage(word), word.name))
+    invalid(format!("{what}; usage: {}; see {} -help", word::usage(word), word.name))
 }
 
 /// Whether a value is one of the words that it can be.
@@ -241,14 +242,14 @@ fn one_of(word: &Word, value: Value, given: &OsStr) -> Result<()> {
 }
 
 fn no_second(group: &'static str, second: Option<&OsStr>) -> crate::error::Error {
-    let all: Vec<_> = words::about(group).map(words::usage).collect();
+    let all: Vec<_> = word::about(group).map(word::usage).collect();
     let what =
         second.map_or_else(String::new, |second| format!("unknown command {group} {second:?}; "));
     invalid(format!("{what}usage: {}; see {group} -help", all.join(" or ")))
 }
 
 fn unknown(name: &OsStr) -> crate::error::Error {
-    let near = nearest(&name.to_string_lossy(), words::about("").map(|word| word.name));
+    let near = nearest(&name.to_string_lossy(), word::about("").map(|word| word.name));
     let hint = near.map(|near| format!(": {near:?} was meant?")).unwrap_or_default();
     invalid(format!("unknown command {name:?}{hint}; see -help"))
 }

@@ -1,4 +1,5 @@
-use super::words::{Caller, FLAGS, Need, VARIABLES, WORDS, Word};
+use super::word::{Caller, Need, Word};
+use super::words::{FLAGS, VARIABLES, WORDS};
 use super::*;
 
 fn parse_words(line: &str) -> Result<Command> {
@@ -171,10 +172,10 @@ fn help_and_the_manual_page_name_all_there_is() {
             panic!("{}", word.name)
         };
         let own = words(&help(topic)).to_lowercase();
-        for says in [&*words::usage(word), word.summary] {
+        for says in [&*word::usage(word), word.summary] {
             [&flat, &flat_page, &own].iter().for_each(|text| told(text, says));
         }
-        let flags: Vec<_> = word.flags.iter().map(words::synopsis).collect();
+        let flags: Vec<_> = word.flags.iter().map(word::synopsis).collect();
         let examples = word.examples.iter().flat_map(|one| [one.line, one.says]);
         let more = word.flags.iter().map(|flag| flag.help).chain(flags.iter().map(|flag| &**flag));
         for says in word.about.iter().copied().chain(examples).chain(more) {

@@ -16,6 +16,26 @@ use crate::{Runtime, host, image};
 /// The program's place in a tree that it was installed in.
 const PROGRAM: &str = "usr/bin/containerd-shim-berth-v1";
 
+/// What the program prints of itself: as it lies in the package, and below `share` in the tarball.
+const PRINTED: [(&str, &str, &str); 4] = [
+    ("man/man1/containerd-shim-berth-v1.1.gz", "man/man1/containerd-shim-berth-v1.1", ".TH "),
+    (
+        "bash-completion/completions/containerd-shim-berth-v1",
+        "bash-completion/completions/containerd-shim-berth-v1",
+        "# bash ",
+    ),
+    (
+        "zsh/vendor-completions/_containerd-shim-berth-v1",
+        "zsh/site-functions/_containerd-shim-berth-v1",
+        "#compdef containerd-shim-berth-v1\n",
+    ),
+    (
+        "fish/vendor_completions.d/containerd-shim-berth-v1.fish",
+        "fish/vendor_completions.d/containerd-shim-berth-v1.fish",
+        "# fish ",
+    ),
+];
+
 /// Containers run on while the package is installed, installed again, upgraded and removed; a newer
 /// program cleans up after the shim of an older one.
 pub(super) fn upgrade(bed: &Bed<'_>) {
@@ -23,6 +43,14 @@ pub(super) fn upgrade(bed: &Bed<'_>) {
     let dir = bed.daemon.dir().join("install-package");
     let tree = Tree::new(dir.join("tree"));
     tree.dpkg("--install", older).ok();
+    for (file, _, begins) in PRINTED {
+        let file = tree.0.join("usr/share").join(file);
+        let compressed = file.extension().is_some_and(|extension| extension == "gz");
+        let reader = if compressed { "zcat" } else { "cat" };
+        let text = command::run(Command::new(reader).arg(&file), b"").ok();
+        assert!(text.starts_with(begins), "{}: {text}", file.display());
+    }
+    look_over(newer);
     // The first on the daemon's PATH.
     symlink(tree.0.join("usr/bin"), dir.join("bin")).unwrap();
     let daemon = Daemon::start(&bed.daemon.version, bed.daemon.programs(), Runtime::Runc, &dir);
@@ -83,6 +111,21 @@ fn live_through(inner: &Bed<'_>, tree: &Tree, older: &Path, newer: &Path) {
     assert_eq!(fs::read_to_string(&settings).unwrap(), "# changed\n", "the host's settings");
     tree.dpkg("--purge", Path::new("berth")).ok();
     assert!(!tree.0.join("etc/berth").exists() && !tree.0.join("usr/share/doc/berth").exists());
+    let left = PRINTED.map(|(file, ..)| tree.0.join("usr/share").join(file).exists());
+    assert_eq!(left, [false; 4], "of {PRINTED:?}");
+}
+
+/// Debian's own checker has nothing to warn of, where it is installed.
+fn look_over(package: &Path) {
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--allow-root", "--fail-on", "error,warning"]).arg(package);
+    match lintian.output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        }
+        Err(_) => eprintln!("SKIPPED: NO lintian HERE, SO NOBODY HAS LOOKED OVER THE PACKAGE"),
+    }
 }
 
 /// Takes away what is left of its containers when the case fails, and their namespace in any case.
@@ -113,6 +156,10 @@ fn tarball(stage: &Path, dir: &Path) {
     command::run(check.args(["config", "check"]).arg(&settings), b"").ok();
     for name in ["LICENSE", "LICENSES", "README.md", "examples/containerd-2.toml"] {
         assert!(dir.join("usr/share/doc/berth").join(name).exists(), "{name}");
+    }
+    for (_, file, begins) in PRINTED {
+        let text = fs::read_to_string(dir.join("usr/share").join(file)).unwrap();
+        assert!(text.starts_with(begins), "{file}: {text}");
     }
     fs::write(&settings, "# changed\n").unwrap();
     let before = fs::metadata(&program).unwrap().ino();
