@@ -160,7 +160,8 @@ fn shells_complete_what_may_stand_there() {
     host.prepare("web", Spec::sh("exit 1").of_pod("pod-a"));
     shim.run("web");
     shim.wait("web", "").unwrap();
-    fs::write(host.dir().join("files/_berth"), berth(&["completions", "zsh"])).unwrap();
+    fs::write(host.dir().join("files/_containerd-shim-berth-v1"), berth(&["completions", "zsh"]))
+        .unwrap();
     let sessions = [
         ("bash", "bash --norc --noprofile -i", format!("source <({PROGRAM} completions bash)")),
         (

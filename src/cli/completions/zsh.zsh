@@ -29,7 +29,7 @@ _containerd-shim-berth-v1() {
 }
 
 # Loaded by name from $fpath, or read with `source`.
-if [[ $funcstack[1] == _containerd-shim-berth-v1 ]]; then
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
     _containerd-shim-berth-v1 "$@"
 else
     compdef _containerd-shim-berth-v1 containerd-shim-berth-v1
