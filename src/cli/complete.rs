@@ -120,12 +120,10 @@ fn inside<'a>(flags: &'static [Flag], current: &'a str) -> Option<(Value, &'a st
 }
 
 fn commands(group: &str) -> Offers {
-    let offers = word::about(group).filter_map(|word| match word.name.split_once(' ') {
-        Some((_, second)) if !group.is_empty() => {
-            Some((second.to_owned(), word.summary.to_owned()))
-        }
-        Some((first, _)) => Some((first.to_owned(), format!("see {first} -help"))),
-        None => Some((word.name.to_owned(), word.summary.to_owned())),
+    let offers = word::about(group).map(|word| match word.name.split_once(' ') {
+        Some((_, second)) if !group.is_empty() => (second.to_owned(), word.summary.to_owned()),
+        Some((first, _)) => (first.to_owned(), format!("see {first} -help")),
+        None => (word.name.to_owned(), word.summary.to_owned()),
     });
     let mut offers: Offers = offers.collect();
     offers.dedup();
