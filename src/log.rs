@@ -143,6 +143,9 @@ impl Log for Fifo {
 
 impl Fifo {
     /// Writes one record, all or nothing. A FIFO whose reader went away is opened anew, once.
+    ///
+    /// Where records are few, it is closed behind each that a reader is there for: the next one may come
+    /// after months, or never.
     fn write(&self, state: &mut State, line: &[u8]) -> io::Result<()> {
         if let Some(mut file) = state.file.as_ref() {
             match file.write(line) {
@@ -150,23 +153,29 @@ impl Fifo {
                 result => return result.map(drop),
             }
         }
-        let file = state.file.insert(self.open()?);
-        file.write(line).map(drop)
+        let (mut file, is_read) = self.open()?;
+        let result = file.write(line).map(drop);
+        if !(is_read && log::max_level() < LevelFilter::Debug) {
+            state.file = Some(file);
+        }
+        result
     }
 
-    /// While nobody reads, the FIFO is opened for reading too: then it takes 64 KiB, which
-    /// containerd finds there when it is back.
-    fn open(&self) -> io::Result<File> {
+    /// The FIFO, and whether somebody reads. While nobody does it is opened for reading too: then it takes
+    /// 64 KiB, which containerd finds there when it is back. containerd [reads on] behind a writer's end.
+    ///
+    /// [reads on]: https://github.com/containerd/containerd/blob/v2.1.4/core/runtime/v2/shim_unix.go#L38
+    fn open(&self) -> io::Result<(File, bool)> {
         let open = |read| {
             let mut options = OpenOptions::new();
             options.read(read).write(true).custom_flags(libc::O_NONBLOCK).open(&self.path)
         };
-        let file = match open(false) {
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => open(true)?,
-            result => result?,
+        let (file, is_read) = match open(false) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => (open(true)?, false),
+            result => (result?, true),
         };
         if file.metadata()?.file_type().is_fifo() {
-            Ok(file)
+            Ok((file, is_read))
         } else {
             Err(ErrorKind::Unsupported.into())
         }
