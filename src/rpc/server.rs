@@ -215,6 +215,7 @@ async fn connection<H: Handler>(
     let streams = Streams::new(writer.clone());
     let (mut limit, mut frames) = (FIRST_FRAME, 0_u64);
     let (connected, gone) = watch::channel(());
+    let gone = Rc::new(gone);
     loop {
         let Ok((header, message)) = stream::read_within(&mut reader, limit).await.inspect_err(late)
         else {
@@ -296,7 +297,7 @@ fn parse(message: &[u8]) -> Result<Request> {
 async fn answer<H: Handler>(
     handler: Rc<H>,
     message: &[u8],
-    mut gone: watch::Receiver<()>,
+    gone: Rc<watch::Receiver<()>>,
 ) -> Option<Result<Vec<u8>>> {
     let request = match parse(message) {
         Ok(request) => request,
@@ -309,6 +310,7 @@ async fn answer<H: Handler>(
     let name = log::log_enabled!(log::Level::Debug)
         .then(|| format!("{}/{}", request.service, request.method));
     let result = if handler.only_waits(&request) {
+        let mut gone = watch::Receiver::clone(&gone);
         tokio::select! {
             result = handler.call(request, deadline) => result,
             _ = gone.changed() => return None,
