@@ -26,6 +26,7 @@ use crate::rootfs;
 use crate::runtime::{self, args};
 use crate::sys::child::{self, kill_group, raise_file_limit, reap, spawn, start_time};
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
+use crate::sys::program::Starting;
 use crate::wire;
 use crate::{manage, sandbox, socket, start};
 
@@ -179,7 +180,7 @@ fn remove(leftovers: Vec<Leftover>, until: Instant) {
 
 /// A runtime's `delete --force` that has been started.
 struct Command {
-    pid: Pid,
+    child: Starting,
     pidfd: OwnedFd,
 }
 
@@ -188,7 +189,9 @@ impl Command {
     fn end(&self, until: Instant) {
         if !ended(&self.pidfd, until) {
             log::warn!("the runtime's delete did not end in time: killed");
-            kill_group(self.pid);
+            kill_group(self.child.pid);
+        } else if let Some(error) = self.child.failure() {
+            log::warn!("cannot run the runtime: {error}");
         }
         let _ = reap(); // whichever has ended: nobody asks for its status
     }
@@ -227,9 +230,10 @@ impl Leftover {
                 Ok(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)
             };
             let streams = [null()?, null()?, null()?];
-            let pid =
+            let child =
                 spawn(&runtime.path, &arguments, self.bundle.dir(), &runtime.env, streams, None)?;
-            Ok(Command { pid, pidfd: pidfd_open(pid)? })
+            let pidfd = pidfd_open(child.pid)?;
+            Ok(Command { child, pidfd })
         };
         match run() {
             Ok(command) => Some(command),

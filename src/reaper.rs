@@ -21,6 +21,7 @@ use crate::ids::Pid;
 use crate::meters::Meters;
 use crate::sys::child::{self, FileLimit, Streams};
 use crate::sys::pidfd::pidfd_open;
+use crate::sys::program::Starting;
 
 /// How and when a process ended. `status` is 0 to 255, or 128 + signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,9 +59,14 @@ struct Inner {
     /// Those of [`Reaper::spawn_apart`].
     apart: RefCell<HashSet<Pid>>,
     watches: RefCell<Vec<Weak<Early>>>,
+    /// Children of [`Reaper::spawn`] that are not known to be programs of their own.
+    starting: RefCell<Vec<(Starting, Failure)>>,
     /// How many exits there were.
     reaped: Cell<u64>,
 }
+
+/// Why a child never became the program that it was to be: an `errno`, or 0.
+type Failure = Rc<Cell<i32>>;
 
 /// A child that a claim is open for: its exit arrives at `exit`, once.
 pub(crate) struct Child {
@@ -68,6 +74,7 @@ pub(crate) struct Child {
     pub(crate) pid: Pid,
     /// Resolves when the child was reaped.
     pub(crate) exit: oneshot::Receiver<Exit>,
+    failure: Option<Failure>,
 }
 
 impl Child {
@@ -75,7 +82,13 @@ impl Child {
     fn ended(pid: Pid, exit: Exit) -> Self {
         let (sender, receiver) = oneshot::channel();
         let _ = sender.send(exit); // the other end is here
-        Self { pid, exit: receiver }
+        Self { pid, exit: receiver, failure: None }
+    }
+
+    /// Why its program could not be started, if it could not; to be asked behind its exit.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        let errno = self.failure.as_ref().map_or(0, |failure| failure.get());
+        (errno != 0).then(|| io::Error::from_raw_os_error(errno))
     }
 }
 
@@ -131,6 +144,7 @@ impl Reaper {
     }
 
     fn deliver(&self, pid: Pid, exit: Exit) {
+        self.note_start(pid);
         if let Some(owner) = self.0.claimed.borrow_mut().remove(&pid) {
             let _ = owner.send(exit); // an owner that went away needs no exit
             return;
@@ -140,7 +154,20 @@ impl Reaper {
         }
     }
 
-    /// Starts a runtime command or helper; see [`child::spawn`] for what it gets and inherits.
+    /// Lets go of what children needed that are programs by now, and notes why `ended` is none.
+    fn note_start(&self, ended: Pid) {
+        self.0.starting.borrow_mut().retain(|(child, failure)| {
+            if child.pid == ended {
+                let error = child.failure();
+                failure.set(error.and_then(|error| error.raw_os_error()).unwrap_or(0));
+                return false;
+            }
+            !child.is_over() || child.failure().is_some()
+        });
+    }
+
+    /// Starts a runtime command or helper; see [`child::spawn`] for what it gets and inherits. Why it could
+    /// not be started is known behind its exit: [`Child::failure`].
     pub(crate) fn spawn(
         &self,
         program: &Path,
@@ -149,8 +176,12 @@ impl Reaper {
         env: &[(String, String)],
         streams: Streams,
     ) -> io::Result<Child> {
-        let pid = child::spawn(program, args, cwd, env, streams, self.0.files)?;
-        Ok(self.claim(pid)) // no await since the fork: the exit cannot have been taken yet
+        let starting = child::spawn(program, args, cwd, env, streams, self.0.files)?;
+        let mut child = self.claim(starting.pid); // no await since the fork: the exit cannot have been taken yet
+        let failure = Failure::default();
+        child.failure = Some(failure.clone());
+        self.0.starting.borrow_mut().push((starting, failure));
+        Ok(child)
     }
 
     /// Starts a program on its own account; see [`child::spawn_apart`]. What it has started is killed
@@ -190,7 +221,7 @@ impl Reaper {
     fn claim(&self, pid: Pid) -> Child {
         let (sender, exit) = oneshot::channel();
         self.0.claimed.borrow_mut().insert(pid, sender);
-        Child { pid, exit }
+        Child { pid, exit, failure: None }
     }
 }
 

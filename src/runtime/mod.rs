@@ -260,10 +260,16 @@ impl Runtime {
             .inspect_err(|_| command.ended("not started"))?;
         let what = || format!("`{} {name}`", self.name());
         let ended = ended(child, call.reaper, call.deadline, limit, what).await;
-        let exit = ended.map_err(|late| {
-            command.ended("deadline");
-            call.stray.replace(late.cgroup);
-            late.error
+        let exit = ended.map_err(|failed| match failed {
+            Failed::Unstarted(error) => {
+                command.ended("not started");
+                self.cannot_start(error)
+            }
+            Failed::Late(error, cgroup) => {
+                command.ended("deadline");
+                call.stray.replace(cgroup);
+                error
+            }
         })?;
         call.ended.set(exit.nth);
         command.ended(if exit.status == 0 { "ok" } else { "failed" });
@@ -290,11 +296,22 @@ impl Runtime {
     }
 }
 
-/// A command that was killed because its time had passed.
-struct Late {
-    error: Error,
-    /// What it had made of a container.
-    cgroup: Option<Cgroup>,
+/// Why a command did not come to an end of its own.
+enum Failed {
+    /// It never ran.
+    Unstarted(std::io::Error),
+    /// It was killed because its time had passed. With what it had made of a container.
+    Late(Error, Option<Cgroup>),
+}
+
+impl Failed {
+    /// The error, where `cannot_start` says the one.
+    fn into_error(self, cannot_start: impl FnOnce(std::io::Error) -> Error) -> Error {
+        match self {
+            Self::Unstarted(error) => cannot_start(error),
+            Self::Late(error, _) => error,
+        }
+    }
 }
 
 /// Waits until a command ends; kills it when its own time `limit` or the `caller`'s has passed.
@@ -304,16 +321,20 @@ async fn ended(
     caller: Option<Instant>,
     limit: Duration,
     what: impl Fn() -> String,
-) -> Result<Exit, Late> {
+) -> Result<Exit, Failed> {
     let began = Instant::now();
     let own = began + limit;
     let deadline = caller.map_or(own, |caller| caller.min(own));
-    let Child { pid, mut exit } = child;
-    match timeout_at(deadline, &mut exit).await {
-        Ok(exit) => Ok(exit.unwrap_or_else(|_| Exit::killed())),
+    let mut child = child;
+    let pid = child.pid;
+    match timeout_at(deadline, &mut child.exit).await {
+        Ok(exit) => match child.failure() {
+            Some(error) => Err(Failed::Unstarted(error)),
+            None => Ok(exit.unwrap_or_else(|_| Exit::killed())),
+        },
         Err(_) => {
             let cgroup = kill_tree(pid);
-            if timeout(KILL_GRACE, exit).await.is_err() {
+            if timeout(KILL_GRACE, child.exit).await.is_err() {
                 log::error!("{} (pid {pid}) cannot be killed", what());
                 // One that has ended in this moment has none, and is nothing to note.
                 if let Some(started) = start_time(pid) {
@@ -322,7 +343,7 @@ async fn ended(
                 }
             }
             let limit = deadline.saturating_duration_since(began);
-            Err(Late { error: Error::Deadline { what: what(), limit }, cgroup })
+            Err(Failed::Late(Error::Deadline { what: what(), limit }, cgroup))
         }
     }
 }
@@ -351,7 +372,8 @@ pub(crate) async fn help(
     let child =
         reaper.spawn(program, args, cwd, &[], streams).map_err(Error::io("run", program))?;
     let late = || format!("`{}`", program.display());
-    let exit = ended(child, reaper, None, limit, late).await.map_err(|late| late.error)?;
+    let ended = ended(child, reaper, None, limit, late).await;
+    let exit = ended.map_err(|failed| failed.into_error(Error::io("run", program)))?;
     if exit.status == 0 {
         return Ok(());
     }

@@ -37,7 +37,7 @@ impl Runtime {
         let limit = self.deadlines.of("state");
         let what = || format!("`{} state`", self.name());
         let exit = ended(child, call.reaper, call.deadline, limit, what).await;
-        let exit = exit.map_err(|late| late.error)?;
+        let exit = exit.map_err(|failed| failed.into_error(|error| self.cannot_start(error)))?;
         match exit.status {
             0 => {}
             1 => return Ok(None), // half of a container, which nobody has

@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use crate::ids::Pid;
-use crate::sys::vfork;
+use crate::sys::program::{self, Program, Starting};
 
 /// Standard input, output and error of a new process, in this order.
 pub(crate) type Streams = [OwnedFd; 3];
@@ -52,8 +52,8 @@ pub(crate) fn raise_file_limit() -> io::Result<FileLimit> {
     Ok((soft, hard))
 }
 
-/// Starts `program` in a process group of its own, with the limit `files` or else ours; the caller
-/// owes it a wait.
+/// Starts `program`, an absolute path, in a process group of its own, with the limit `files` or else ours;
+/// the caller owes it a wait. Most reasons why a program cannot be started are known only behind that.
 ///
 /// It gets SIGKILL when the thread that called ends ([prctl(2)], `PR_SET_PDEATHSIG`), so a killed
 /// daemon leaves no half-done runtime command behind: call this from the main thread only. The
@@ -70,8 +70,8 @@ pub(crate) fn spawn(
     env: &[(String, String)],
     streams: Streams,
     files: Option<FileLimit>,
-) -> io::Result<Pid> {
-    vfork::start(vfork::Program {
+) -> io::Result<Starting> {
+    program::start(Program {
         path: program,
         args: args.iter().map(AsRef::as_ref).collect(),
         env: environment(env),
@@ -338,7 +338,7 @@ mod tests {
         let script = ["-c", "ulimit -Sn; exec grep SigBlk /proc/self/status"];
         let files = Some((100, 200));
         let pid = spawn(Path::new("/bin/sh"), &script, Path::new("/"), &[], streams, files);
-        let pid = pid.unwrap();
+        let pid = pid.unwrap().pid;
         // ECHILD: it has ended, and the reaper of another test was faster.
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.get()), None);
         let mut text = [0; 100];
@@ -377,23 +377,31 @@ mod tests {
             let streams = [(); 3].map(|()| fs::File::open("/dev/null").unwrap().into());
             spawn(program, &["x"], Path::new(cwd), &[], streams, None)
         };
+        let status = |pid| {
+            loop {
+                if let Some(status) = is_zombie(pid) {
+                    break status;
+                }
+                std::thread::yield_now();
+            }
+        };
         for (name, program, cwd, expected) in [
             ("no program", Path::new("/nowhere"), "/", libc::ENOENT),
             ("no directory", Path::new("/bin/true"), "/nowhere", libc::ENOENT),
             ("not executable", &script, "/", libc::EACCES),
         ] {
-            let error = run(program, cwd).unwrap_err();
+            let child = run(program, cwd).unwrap();
+            assert_eq!(status(child.pid), 127, "{name}");
+            let error = child.failure().unwrap();
             assert_eq!(error.raw_os_error(), Some(expected), "{name}");
+            assert!(child.is_over());
+            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child.pid.get()), None);
         }
         mode(0o755);
-        let pid = run(&script, "/").unwrap();
-        let status = loop {
-            if let Some(status) = is_zombie(pid) {
-                break status;
-            }
-            std::thread::yield_now();
-        };
-        assert_eq!(status, 3, "a script that does not say what reads it");
+        let child = run(&script, "/").unwrap();
+        let pid = child.pid;
+        assert_eq!(status(pid), 3, "a script that does not say what reads it");
+        assert!(child.is_over() && child.failure().is_none());
         signal(pid, 0).unwrap();
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.get()), None);
         assert_eq!(signal(pid, 0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
