@@ -17,7 +17,7 @@ use nix::unistd::read;
 use tokio::io::Interest;
 use tokio::net::UnixListener;
 use tokio::task::{LocalSet, spawn_local};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::cli::Flags;
 use crate::container::{Containers, Need};
@@ -39,7 +39,8 @@ const DELIVER: Duration = Duration::from_secs(5);
 const DELIVER_LATER: Duration = Duration::from_secs(60);
 /// How long requests that are being answered may take at the end; the answer to Shutdown is one.
 const ANSWER: Duration = Duration::from_secs(2);
-
+/// How long after the first container a shim is left alone, most often for as long as the container lives.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How long the daemon waits at the end for its peers to hang up, which they do at once when the last
 /// answer was the one to a shutdown.
 const HANG_UP: Duration = Duration::from_millis(500);
@@ -105,6 +106,7 @@ async fn life(
     spawn_local(watch.run());
     let management = Management::new(containers.clone(), in_flight.clone());
     spawn_local(management.clone().run());
+    spawn_local(settle(containers.clone()));
     log::info!("berth {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
 
     containers.closed().await;
@@ -127,6 +129,14 @@ async fn life(
     }
     log::info!("berth ends");
     Ok(())
+}
+
+/// Lets go, once, of the program's pages that starting took: most of all that a shim has, and hardly any of
+/// them is needed while its container runs.
+async fn settle(containers: Rc<Containers>) {
+    containers.begun().await;
+    sleep(SETTLE).await;
+    let _ = sys::text::let_go().inspect_err(|error| log::debug!("cannot let go of text: {error}"));
 }
 
 /// containerd's ttrpc socket, where the events go.

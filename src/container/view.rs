@@ -145,10 +145,10 @@ impl Containers {
     /// There is a container now, or a sandbox that is none.
     pub(crate) fn note_begin(&self) {
         self.begun.set(true);
-        self.begins.notify_one();
+        self.begins.notify_waiters();
     }
 
-    /// Resolves when there has been a container, or a sandbox that is none. For one caller.
+    /// Resolves when there has been a container, or a sandbox that is none.
     pub(crate) async fn begun(&self) {
         while !self.begun.get() {
             self.begins.notified().await;

@@ -13,6 +13,7 @@ pub(crate) mod program;
 mod raw;
 pub(crate) mod ready;
 pub(crate) mod socket;
+pub(crate) mod text;
 pub(crate) mod thread;
 pub(crate) mod tty;
 pub(crate) mod user_namespace;
