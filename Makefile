@@ -44,7 +44,7 @@ check: ## format, lints, licences
 	@packaging/setup.sh check
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked --test containerd --test clients --test cgroup2 --test bench -- -D warnings
+	cargo clippy --locked --test containerd --test clients --test documents --test cgroup2 --test bench -- -D warnings
 	packaging/check-licences.sh
 
 test: ## every test, with real containerds; as root; installs what is missing
@@ -52,6 +52,7 @@ test: ## every test, with real containerds; as root; installs what is missing
 	tests/again.sh --test-threads=4 # most of the time they wait
 	cargo test --locked --test containerd -- $(TEST)
 	cargo test --locked --test clients
+	cargo test --locked --test documents
 	cargo test --locked --test cgroup2
 
 cgroup2: ## the part of `make test` on a cgroup v2 host, such as TEST='crun stats::'; as root
