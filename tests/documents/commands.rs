@@ -68,6 +68,16 @@ pub(crate) fn blocks(text: &str, kind: &str) -> Vec<String> {
     blocks.filter(|(word, _)| *word == kind).map(|(_, block)| block.to_owned()).collect()
 }
 
+/// The examples of a manual page.
+pub(crate) fn examples(page: &str) -> Vec<Shown> {
+    let section = page.split_once(".SH EXAMPLES\n").map_or("", |(_, section)| section);
+    let section = section.split_once(".SH ").map_or(section, |(section, _)| section);
+    let plain = [("\\fB", ""), ("\\fR", ""), ("\\-", "-"), ("\\(aq", "'"), ("\\e", "\\")];
+    let section = plain.iter().fold(section.to_owned(), |text, (from, to)| text.replace(from, to));
+    let found = section.lines().filter(|line| is_command(line)).map(squeezed);
+    found.map(|text| Shown { text, document: "the manual page".into() }).collect()
+}
+
 /// Every line of a `sh` block, those of a `console` block that have a prompt, and code in sentences and tables.
 fn markdown(text: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -159,4 +169,7 @@ pub(crate) fn check() {
     for (name, document, text, expected) in rows {
         assert_eq!(texts(document, text), expected, "{name}");
     }
+    let page = ".SH EXAMPLES\n.TP\n\\fBctr run \\-d\\fR\nWhy.\n.SH SEE ALSO\nctr run\n";
+    let found = examples(page).into_iter().map(|shown| shown.text).collect::<Vec<_>>();
+    assert_eq!(found, ["ctr run -d"], "a manual page");
 }

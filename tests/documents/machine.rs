@@ -114,15 +114,27 @@ impl Machine {
         fs::create_dir_all("/etc/containerd").unwrap();
         fs::copy(format!("{SOURCES}/config/containerd-2.toml"), "/etc/containerd/config.toml")
             .unwrap();
-        *self.containerd.borrow_mut() = Some(self.spawn("containerd", "/run/containerd.log"));
-        command::until("containerd answers", || {
-            (self.run("/", "ctr version").status == 0).then_some(())
-        });
+        self.start_containerd();
         let archive = image::write_named(Path::new("/run/home"), BUSYBOX, &["/bin/sh"]);
         for namespace in ["default", "k8s.io"] {
             let import = format!("ctr -n {namespace} image import {}", archive.display());
             self.well("/", &import, "");
         }
+    }
+
+    fn start_containerd(&self) {
+        *self.containerd.borrow_mut() = Some(self.spawn("containerd", "/run/containerd.log"));
+        command::until("containerd answers", || {
+            (self.run("/", "ctr version").status == 0).then_some(())
+        });
+    }
+
+    /// Ends containerd and starts it again.
+    pub(crate) fn restart(&self) {
+        let mut containerd = self.containerd.take().expect("containerd runs");
+        host::signal(containerd.id().try_into().unwrap(), "TERM");
+        command::wait(&mut containerd, "containerd");
+        self.start_containerd();
     }
 
     /// A pod, as the CRI plugin has the annotations of one; it may be there already.

@@ -8,6 +8,7 @@
 set -eu
 mount --make-rprivate /
 memory=$(mktemp -d /tmp/berth-documents.XXXXXX)
+trap 'umount -l "$memory" 2>/dev/null || true; rmdir "$memory"' EXIT
 mount -t tmpfs tmpfs "$memory"
 for tree in etc opt usr var; do
     mkdir "$memory/$tree" "$memory/$tree.work"
@@ -16,6 +17,7 @@ done
 # The file systems stay, their directory does not.
 umount -l "$memory"
 rmdir "$memory"
+trap - EXIT
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock /var/lib/containerd
 mount -t tmpfs tmpfs /var/lib/containerd # an overlay below an overlay is one too many

@@ -1,6 +1,6 @@
 //! Every command that the documents show is carried out, and each document shows what is true.
 //!
-//! [`commands`] finds them, [`table`] says of each how it is run and what has to come of it: most of them word by
+//! [`commands`] finds them, [`table`] says of each how it is run, [`steps`] what has to come of it where that is more than a word: most of them word by
 //! word on a [`machine`] of its own, which `machine.sh` makes of mounts in memory and namespaces, with a real
 //! containerd, the built program installed as the documents say, and a pod; the others here in the repository, or
 //! by another part of `make test`, of which it is made sure that it does. A command that the table does not know
@@ -27,6 +27,7 @@ mod machine;
 #[allow(dead_code, reason = "shared with the suite, which uses all")]
 mod outcome;
 mod repository;
+mod steps;
 mod table;
 
 use std::collections::BTreeSet;
@@ -37,9 +38,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use commands::{DOCUMENTS, Shown};
+use host::PlainHierarchies;
 use machine::Machine;
 use outcome::{Outcome, report};
-use table::{How, ROWS, Row};
+use table::{How, MANUAL, ROWS, Row};
 
 /// The directory of the sources.
 pub(crate) const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
@@ -50,10 +52,14 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let (flags, words): (Vec<_>, Vec<_>) =
         arguments.into_iter().partition(|word| word.starts_with("--"));
-    let chosen: Vec<_> = ROWS.iter().filter(|row| fits(row, &words)).collect();
+    let chosen: Vec<_> = rows().into_iter().filter(|row| fits(row, &words)).collect();
     if flags.iter().any(|flag| flag == "--list") {
         chosen.iter().for_each(|row| println!("{}", row.command));
         return ExitCode::SUCCESS;
+    }
+    if chosen.is_empty() {
+        eprintln!("no command has {words:?}; --list names them");
+        return ExitCode::FAILURE;
     }
     panic::set_hook(Box::new(|_| ())); // the outcome says it
     if flags.iter().any(|flag| flag == machine::INSIDE) {
@@ -66,9 +72,11 @@ fn main() -> ExitCode {
         outcomes.push(attempt("the picture is of this demo", repository::picture));
         outcomes.push(attempt("configurations in the documents", repository::configurations));
     }
+    let hierarchies = PlainHierarchies::mount(); // crun wants them
     for row in chosen.iter().filter(|row| !row.how.needs_machine()) {
         outcomes.push(attempt(row.command, || repository::run(row)));
     }
+    drop(hierarchies);
     if chosen.iter().any(|row| row.how.needs_machine()) {
         outcomes.push(attempt("a machine of its own", || machine::enter(&words)));
     }
@@ -105,8 +113,9 @@ fn complete() {
         .flat_map(|document| commands::commands(document, &read(document)))
         .chain(generated())
         .collect();
-    let known: BTreeSet<_> = ROWS.iter().map(|row| row.command).collect();
-    assert_eq!(known.len(), ROWS.len(), "a command has two rows");
+    let rows = rows();
+    let known: BTreeSet<_> = rows.iter().map(|row| row.command).collect();
+    assert_eq!(known.len(), rows.len(), "a command has two rows");
     let mut wrong = Vec::new();
     for Shown { text, document } in &shown {
         if !known.contains(text.as_str()) {
@@ -125,18 +134,23 @@ fn complete() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What the program says of itself: its help, and its manual where it has one.
+/// What the program says of itself: its help, and its manual page.
 fn generated() -> Vec<Shown> {
-    let said = |argument: &str| {
-        let mut program = std::process::Command::new(BUILT);
-        let output = command::run(program.arg(argument), b"");
-        if output.status == 0 { output.text() } else { String::new() }
-    };
-    let manual = said("man").replace("\\-", "-").replace("\\(aq", "'").replace('\\', "");
-    let manual: String = manual.lines().map(|line| format!("  {line}\n")).collect();
-    let mut found = commands::commands("HELP", &said("-help"));
-    found.extend(commands::commands("MANUAL", &manual));
+    let mut found = commands::commands("its help", &said("-help"));
+    found.extend(commands::examples(&said("man")));
     found
+}
+
+/// What the program prints; nothing where it does not know the word.
+fn said(word: &str) -> String {
+    let output = command::run(std::process::Command::new(BUILT).arg(word), b"");
+    if output.status == 0 { output.text() } else { String::new() }
+}
+
+/// The table, with the rows of the manual page where the program has one.
+fn rows() -> Vec<&'static Row> {
+    let manual = if said("man").is_empty() { &[] } else { MANUAL };
+    ROWS.iter().chain(manual).collect()
 }
 
 /// A file of the repository.

@@ -1,10 +1,7 @@
 //! How each command of the documents is run, in the order in which it is.
 
-use std::fs;
-use std::path::Path;
-
-use crate::machine::{Machine, SOURCES, filled};
-use crate::{command, commands, host, read};
+use crate::machine::Machine;
+use crate::steps;
 
 /// A command, as the documents have it.
 pub(crate) struct Row {
@@ -58,32 +55,33 @@ pub(crate) const ROWS: &[Row] = &[
     row("make test", ALL),
     row("make help", How::Sources("make demo")),
     row("make demo", How::Sources("nothing: no process, no mount, no cgroup, no socket, no FIFO")),
-    row("sudo make install", How::Special(install)),
-    row("sudo make uninstall", How::Special(uninstall)),
+    row("sudo make install", How::Special(steps::install)),
+    row("sudo make uninstall", How::Special(steps::uninstall)),
     row("make stage", How::Sources("")),
-    row("make tarball", How::Special(tarball)),
-    row("sudo ./install.sh", How::Special(unpacked)),
-    row("sudo ./install.sh --remove", How::Special(removed)),
+    row("make tarball", How::Special(steps::tarball)),
+    row("sudo ./install.sh", How::Special(steps::unpacked)),
+    row("sudo ./install.sh --remove", How::Special(steps::removed)),
     row("make deb tarball", How::Sources(".tar.gz")),
     row("make deb", How::Sources("built ")),
-    row("sudo apt install ./target/packages/berth_*.deb", How::Special(package)),
+    row("sudo apt install ./target/packages/berth_*.deb", How::Special(steps::package)),
     row("containerd-shim-berth-v1 -v", How::Sources(concat!("berth ", env!("CARGO_PKG_VERSION")))),
     // A first container.
     row("containerd config dump", How::Machine("io.containerd.berth.v1")),
-    row("ctr image pull docker.io/library/busybox:latest", How::Special(pull)),
+    row("apt install containerd runc", How::Special(steps::packages)),
+    row("ctr image pull docker.io/library/busybox:latest", How::Special(steps::pull)),
     row(
         "ctr run --detach --runtime io.containerd.berth.v1 docker.io/library/busybox:latest hello sleep 1000",
-        How::Special(hello),
+        How::Special(steps::hello),
     ),
-    row("containerd-shim-berth-v1 ps", How::Special(ps)),
+    row("containerd-shim-berth-v1 ps", How::Special(steps::ps)),
     row(
         "curl --unix-socket /run/berth/default/hello.sock http://berth/metrics",
         How::Machine("berth_build_info"),
     ),
     row("ctr task delete --force hello && ctr container delete hello", How::Machine("")),
-    row("ctr run --runtime io.containerd.berth.v1 IMAGE ID", How::Special(run)),
-    row("ctr run --log-uri", How::Special(flag)),
-    row("ctr run --runtime-config-path", How::Special(flag)),
+    row("ctr run --runtime io.containerd.berth.v1 IMAGE ID", How::Special(steps::run)),
+    row("ctr run --log-uri", How::Special(steps::flag)),
+    row("ctr run --runtime-config-path", How::Special(steps::flag)),
     row("docker run --runtime io.containerd.berth.v1 IMAGE", DOCKER),
     row("docker run --runtime berth IMAGE", DOCKER),
     row(
@@ -101,36 +99,41 @@ pub(crate) const ROWS: &[Row] = &[
     row("kill -USR1 64", How::Example),
     row("containerd-shim-berth-v1 logs web | tail -n 3", How::Example),
     row("ps --ppid 64 -o pid,args | cut -c1-80", How::Example),
-    row("kill -USR1 PID", How::Special(signal)),
+    row("kill -USR1 PID", How::Special(steps::signal)),
     // What a pod tells.
     row(
         "curl --unix-socket /run/berth/k8s.io/POD.sock http://berth/healthz",
-        How::Special(ask_health),
+        How::Special(steps::ask_health),
     ),
     row(
         "curl --unix-socket /run/berth/NAMESPACE/POD.sock http://berth/healthz",
-        How::Special(ask_health),
+        How::Special(steps::ask_health),
     ),
-    row("curl --unix-socket /run/berth/k8s.io/POD.sock http://berth/", How::Special(ask_index)),
+    row(
+        "curl --unix-socket /run/berth/k8s.io/POD.sock http://berth/",
+        How::Special(steps::ask_index),
+    ),
     row(
         "curl --unix-socket /run/berth/k8s.io/POD.sock -X PUT -d debug http://berth/log-level",
-        How::Special(set_level),
+        How::Special(steps::set_level),
     ),
-    row("containerd-shim-berth-v1 ps -json", How::Special(ps_json)),
-    row("containerd-shim-berth-v1 logs ID", How::Special(logs)),
-    row("containerd-shim-berth-v1 metrics --listen 127.0.0.1:9190", How::Special(listen)),
-    row("containerd-shim-berth-v1 metrics --textfile FILE", How::Special(textfile)),
+    row("containerd-shim-berth-v1 ps -json", How::Special(steps::ps_json)),
+    row("containerd-shim-berth-v1 logs ID", How::Special(steps::logs)),
+    row("containerd-shim-berth-v1 metrics --listen 127.0.0.1:9190", How::Special(steps::listen)),
+    row("curl http://127.0.0.1:9190/metrics", How::Special(steps::scrape)),
+    row("containerd-shim-berth-v1 metrics --textfile FILE", How::Special(steps::textfile)),
+    row("systemctl restart containerd", How::Special(steps::restart)),
     // Configuration.
-    row("containerd-shim-berth-v1 config check FILE", How::Special(config_check)),
-    row("containerd-shim-berth-v1 config show --origin", How::Special(config_show)),
+    row("containerd-shim-berth-v1 config check FILE", How::Special(steps::config_check)),
+    row("containerd-shim-berth-v1 config show --origin", How::Special(steps::config_show)),
     row(
         "containerd-shim-berth-v1 config show --annotation io.containerd.berth.runtime=gvisor",
-        How::Special(config_annotation),
+        How::Special(steps::config_annotation),
     ),
     // A cluster.
     row(
         "make tarball && docker build -t berth-node:TAG -f packaging/kubernetes/Containerfile target/packages/berth-VERSION-ARCHITECTURE",
-        How::Special(recipe),
+        How::Special(steps::recipe),
     ),
     row("kubectl apply -f config/runtimeclass.yaml", How::Sources("")),
     row("kubectl apply -k packaging/kubernetes/base", How::Sources("")),
@@ -139,13 +142,13 @@ pub(crate) const ROWS: &[Row] = &[
     row("kubectl delete -k packaging/kubernetes/remove", How::Sources("")),
     row(
         "cd packaging/kubernetes/base && kustomize edit set image berth-node=REGISTRY/berth-node:TAG",
-        How::Special(image),
+        How::Special(steps::image),
     ),
-    row("kubectl apply -k .", How::Special(in_base)),
-    row("kubectl apply -k ../remove", How::Special(in_base)),
+    row("kubectl apply -k .", How::Special(steps::in_base)),
+    row("kubectl apply -k ../remove", How::Special(steps::in_base)),
     row(
         "kubectl -n berth-system rollout status daemonset/berth-node && kubectl delete -k ../remove",
-        How::Special(in_base),
+        How::Special(steps::in_base),
     ),
     // Tests.
     row(
@@ -153,6 +156,7 @@ pub(crate) const ROWS: &[Row] = &[
         How::Plan("--test containerd -- 1.7 crun berth shim-killed"),
     ),
     row("make cgroup2 TEST='crun resources::'", How::Plan("--test cgroup2 -- crun resources::")),
+    row("make cgroup2 TEST='here events::'", How::Plan("--test cgroup2 -- here events::")),
     row("make cgroup2 TEST='crun stats::'", How::Plan("--test cgroup2 -- crun stats::")),
     row("make bench", How::Plan("--test bench --")),
     row("make bench-check", How::Plan("--test bench -- --check")),
@@ -168,10 +172,13 @@ pub(crate) const ROWS: &[Row] = &[
     row("cargo update --workspace", How::Sources("")),
     row("cargo test --lib socket::", How::Cargo("test result: ok")),
     row("cargo test --test main -- exec::", How::Chooses),
-    row("BERTH_TEST_RUNTIME=crun cargo test --test main -- exec::", How::Chooses),
     row(
-        "BERTH_TEST_SHIM=/usr/bin/containerd-shim-runc-v2 cargo test --test main -- exec::",
-        How::Chooses,
+        "BERTH_TEST_RUNTIME=crun cargo test --test main -- events::",
+        How::Cargo("test result: ok"),
+    ),
+    row(
+        "BERTH_TEST_SHIM=/usr/bin/containerd-shim-runc-v2 cargo test --test main -- events::",
+        How::Cargo("test result: ok"),
     ),
     row("BERTH_TEST_RUNTIME=youki cargo test --test main", How::Chooses),
     row("BERTH_TEST_CYCLES=1000 cargo test --test main -- faults::cycles", How::Chooses),
@@ -183,193 +190,22 @@ pub(crate) const ROWS: &[Row] = &[
     row("cargo test --test documents -- 'berth-v1 ps'", How::Chooses),
 ];
 
-/// Where `make install` puts the program.
-const LOCAL: &str = "/usr/local/bin/containerd-shim-berth-v1";
-
-fn install(machine: &Machine, text: &str) {
-    machine.sources(text, &format!("installed {LOCAL}"));
-    machine.sources(&format!("{LOCAL} -v"), "berth ");
-    machine.sources(&format!("{LOCAL} config check /etc/berth/config.toml"), "");
-}
-
-fn uninstall(machine: &Machine, text: &str) {
-    machine.sources(text, "");
-    assert!(!Path::new(LOCAL).exists() && !Path::new("/etc/berth").exists());
-}
-
-fn tarball(machine: &Machine, text: &str) {
-    machine.sources(text, ".tar.gz");
-    machine.sources("mkdir -p /run/home/unpacked && tar -C /run/home/unpacked -xf target/packages/berth-*.tar.gz", "");
-}
-
-/// In the directory that the tarball unpacks to.
-fn in_tarball(machine: &Machine, text: &str) {
-    machine.well(SOURCES, &format!("cd /run/home/unpacked/berth-* && {text}"), "");
-}
-
-fn unpacked(machine: &Machine, text: &str) {
-    in_tarball(machine, text);
-    machine.sources(&format!("{LOCAL} -v"), "berth ");
-}
-
-fn removed(machine: &Machine, text: &str) {
-    in_tarball(machine, text);
-    assert!(!Path::new(LOCAL).exists());
-}
-
-fn package(machine: &Machine, text: &str) {
-    machine.sources(text, "Setting up berth");
-    assert!(Path::new("/usr/bin/containerd-shim-berth-v1").exists());
-}
-
-/// There is no registry here: it gets as far as looking for one.
-fn pull(machine: &Machine, text: &str) {
-    machine.containerd();
-    let said = machine.run(SOURCES, text).refused();
-    assert!(said.contains("failed to resolve") || said.contains("failed to do request"), "{said}");
-}
-
-fn hello(machine: &Machine, text: &str) {
-    machine.says(text, "");
-    command::until("its socket", || {
-        Path::new("/run/berth/default/hello.sock").exists().then_some(())
-    });
-}
-
-/// The first container, and the line of the worked example.
-fn ps(machine: &Machine, text: &str) {
-    let said = machine.says(text, "NAMESPACE");
-    assert!(
-        said.lines().any(|line| line.starts_with("default") && line.contains("hello")),
-        "{said}"
-    );
-    crate::example::check_columns(text, &said);
-}
-
-fn run(machine: &Machine, text: &str) {
-    machine.says(&(filled(text) + " true"), "");
-    machine.says("ctr container delete ID", "");
-}
-
-/// The flag that is spoken of is one.
-fn flag(machine: &Machine, text: &str) {
-    let (command, flag) = text.rsplit_once(' ').unwrap();
-    machine.says(&format!("{command} --help"), flag);
-}
-
-fn signal(machine: &Machine, text: &str) {
-    machine.pod("web");
-    let shim = machine.shim("web");
-    machine.says(&text.replace("PID", &shim.to_string()), "");
-    command::until("it is logged", || {
-        let said = machine.says("containerd-shim-berth-v1 logs web", "");
-        said.contains("events wait for containerd").then_some(())
-    });
-    assert!(host::exists(shim), "it lives on");
-}
-
-fn on_pod(machine: &Machine, text: &str, expected: &str) {
-    machine.pod("web");
-    machine.says(&filled(text), expected);
-}
-
-fn ask_health(machine: &Machine, text: &str) {
-    on_pod(machine, text, "ok\n");
-}
-
-fn ask_index(machine: &Machine, text: &str) {
-    for page in ["/metrics", "/containers", "/config", "/events", "/logs", "/debug/tasks"] {
-        on_pod(machine, text, page);
-    }
-}
-
-fn set_level(machine: &Machine, text: &str) {
-    on_pod(machine, text, "debug");
-}
-
-fn ps_json(machine: &Machine, text: &str) {
-    on_pod(machine, text, "\"socket\": \"/run/berth/k8s.io/web.sock\"");
-}
-
-fn logs(machine: &Machine, text: &str) {
-    on_pod(machine, &text.replace("ID", "web"), " serves ");
-}
-
-fn listen(machine: &Machine, text: &str) {
-    machine.pod("web");
-    let mut server = machine.spawn(text, "/run/metrics.log");
-    let address = text.rsplit_once(' ').unwrap().1;
-    let scrape = format!("curl -s http://{address}/metrics");
-    command::until("a scrape", || {
-        let output = machine.run("/", &scrape);
-        (output.status == 0)
-            .then(|| assert!(output.text().contains("berth_up{"), "{}", output.text()))
-    });
-    host::signal(server.id().try_into().unwrap(), "TERM");
-    command::wait(&mut server, text);
-}
-
-fn textfile(machine: &Machine, text: &str) {
-    on_pod(machine, &text.replace("FILE", "/run/berth.prom"), "");
-    assert!(fs::read_to_string("/run/berth.prom").unwrap().contains("berth_up{"));
-}
-
-/// The README's table of runtimes is the host's.
-fn configured(machine: &Machine, text: &str, expected: &str) {
-    let blocks = commands::blocks(&read("README.md"), "toml");
-    let table = blocks.iter().find(|block| block.contains("[runtimes.gvisor]")).unwrap();
-    fs::create_dir_all("/etc/berth").unwrap();
-    fs::write("/etc/berth/config.toml", table).unwrap();
-    machine.says(text, expected);
-}
-
-fn config_check(machine: &Machine, text: &str) {
-    configured(machine, &text.replace("FILE", "/etc/berth/config.toml"), "");
-}
-
-fn config_show(machine: &Machine, text: &str) {
-    configured(machine, text, "/etc/berth/config.toml");
-}
-
-fn config_annotation(machine: &Machine, text: &str) {
-    configured(machine, text, "gvisor");
-}
-
-/// What the recipe copies is where the command looks for it; Docker itself would want its base from a registry.
-fn recipe(machine: &Machine, text: &str) {
-    let (tarball, build) = text.split_once(" && ").unwrap();
-    machine.sources(tarball, ".tar.gz");
-    let words: Vec<_> = build.split(' ').collect();
-    let (file, context) = (words[words.len() - 2], words[words.len() - 1]);
-    let context = context.replace(
-        "VERSION-ARCHITECTURE",
-        &format!("{}-{}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH),
-    );
-    let recipe = fs::read_to_string(Path::new(SOURCES).join(file)).unwrap();
-    let copy = recipe.lines().find_map(|line| line.strip_prefix("COPY ")).unwrap();
-    let copied: Vec<_> = copy.split(' ').collect();
-    for source in &copied[..copied.len() - 1] {
-        let path = Path::new(SOURCES).join(&context).join(source);
-        assert!(path.exists(), "{}", path.display());
-    }
-}
-
-fn image(machine: &Machine, text: &str) {
-    let said = text.replace("REGISTRY", "registry.example").replace("TAG", "1");
-    machine.sources(&said, "");
-    machine.well(
-        SOURCES,
-        "cat packaging/kubernetes/base/kustomization.yaml",
-        "registry.example/berth-node",
-    );
-}
-
-/// Where the `cd` before it has led.
-fn in_base(machine: &Machine, text: &str) {
-    let base = format!("{SOURCES}/packaging/kubernetes/base");
-    machine.well(&base, text, "");
-    if text.contains(" apply ") {
-        let applied = fs::read_to_string("/run/cluster/applied").unwrap();
-        assert!(applied.contains("registry.example/berth-node:1"), "{applied}");
-    }
-}
+/// Those of the manual page.
+pub(crate) const MANUAL: &[Row] = &[
+    row("containerd-shim-berth-v1 config show -origin", How::Special(steps::config_show)),
+    row(
+        "containerd-shim-berth-v1 config check /etc/berth/config.toml",
+        How::Special(steps::config_check),
+    ),
+    row("containerd-shim-berth-v1 logs 0a1b2c", How::Special(steps::logs)),
+    row("containerd-shim-berth-v1 metrics -listen 127.0.0.1:9190", How::Special(steps::listen)),
+    row(
+        "containerd-shim-berth-v1 metrics -textfile /var/lib/prometheus/node-exporter/berth.prom",
+        How::Special(steps::textfile),
+    ),
+    row("containerd-shim-berth-v1 man | man -l -", How::Special(steps::manual)),
+    row(
+        "containerd-shim-berth-v1 completions bash >/etc/bash_completion.d/berth",
+        How::Special(steps::completions),
+    ),
+];
