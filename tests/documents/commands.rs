@@ -36,7 +36,7 @@ const PROGRAMS: &[&str] = &[
     "make ",
     "man ",
     "nerdctl ",
-    "packaging/picture.sh ",
+    "packaging/picture.sh",
     "ps -",
     "sudo ",
     "systemctl ",

@@ -55,6 +55,7 @@ pub(crate) const ROWS: &[Row] = &[
     row("make test", ALL),
     row("make help", How::Sources("make demo")),
     row("make demo", How::Sources("nothing: no process, no mount, no cgroup, no socket, no FIFO")),
+    row("packaging/picture.sh", How::Sources("drawn packaging/demo.svg")),
     row("sudo make install", How::Special(steps::install)),
     row("sudo make uninstall", How::Special(steps::uninstall)),
     row("make stage", How::Sources("")),
