@@ -75,18 +75,29 @@ pub(crate) fn run() -> Result<Vec<u8>> {
 }
 
 /// The JSON object that `RUNTIME features` prints, or `None` if it prints none in time.
-fn features(runtime: &Chosen<'_>, timeout: Duration) -> Option<Vec<u8>> {
-    let deadline = Instant::now() + timeout;
+pub(crate) fn features(runtime: &Chosen<'_>, timeout: Duration) -> Option<Vec<u8>> {
     let mut command = Command::new(&runtime.path);
     command.args(&runtime.entry.args).envs(&runtime.entry.env);
-    command.arg("features").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut group = Group(command.process_group(0).spawn().ok()?);
-    let output = read_until(group.0.stdout.take()?, deadline).ok()?;
-    if !group.ends_well(deadline) {
-        return None;
-    }
+    let output = output(command.arg("features"), timeout).ok()?;
     let object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&output);
     object.is_ok().then_some(output)
+}
+
+/// What a command prints, if it ends well in time; it and all that it has started are killed otherwise.
+///
+/// # Errors
+/// It cannot be run; `TimedOut`; of kind `Other` if it fails.
+pub(crate) fn output(command: &mut Command, timeout: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + timeout;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut group = Group(command.process_group(0).spawn()?);
+    let pipe = group.0.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    let output = read_until(pipe, deadline)?;
+    match group.ends_well(deadline) {
+        true => Ok(output),
+        false if Instant::now() >= deadline => Err(io::ErrorKind::TimedOut.into()),
+        false => Err(io::Error::other("it failed")),
+    }
 }
 
 fn read_until(mut pipe: ChildStdout, deadline: Instant) -> io::Result<Vec<u8>> {

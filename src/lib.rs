@@ -15,7 +15,11 @@
 //!               needs it; log.rs: records -> `log` FIFO
 //! node/         what an administrator asks of all shims of a host: ps.rs, metrics.rs (merge.rs: as one
 //!               scrape), mod.rs: `logs`, and how each is asked in bounded time; find.rs: where; ids.rs: of
-//!               what, for completion
+//!               what, for completion.
+//!               doctor/: is this host well? mod.rs: the order of the looks; host.rs, runtimes.rs,
+//!               containerd.rs (grpc.rs: asks it): each topic's; leftovers.rs: what there is of shims and
+//!               containers, judge.rs: which of it nobody needs, pure; mend.rs: -fix; show.rs; look.rs: in
+//!               bounded time
 //! service/      the ttrpc services: decode, call, encode
 //! manage/       what a daemon tells of itself: mod.rs: HTTP on a unix socket, from the first container on;
 //!               place.rs: where that is; http.rs: requests and answers; places.rs: for so many clients;
@@ -110,6 +114,7 @@
 use std::error::Error as StdError;
 use std::ffi::OsString;
 use std::io::Write;
+use std::process::ExitCode;
 
 use cli::{Command, Kind, MetricsTarget, Offers};
 
@@ -150,25 +155,29 @@ mod wire;
 /// The name under which containerd knows this shim.
 pub(crate) const NAME: &str = "io.containerd.berth.v1";
 
-/// Carries out one command line, program name first; the answer goes to `out`, last of all.
+/// Carries out one command line, program name first; the answer goes to `out`, last of all. The exit code
+/// tells of success, or for `doctor` whether all is well.
 ///
 /// # Errors
 /// What to tell the user, in one sentence. Nothing was written to `out` then.
 pub fn run(
     args: impl IntoIterator<Item = OsString>,
     out: &mut dyn Write,
-) -> Result<(), Box<dyn StdError>> {
+) -> Result<ExitCode, Box<dyn StdError>> {
+    const DONE: ExitCode = ExitCode::SUCCESS;
     let mut args = args.into_iter();
     // Runtimes that `delete` and `-info` run get nothing of it; a daemon gets none but its socket.
     let shed = || sys::process::shed_inheritance().map_err(error::Error::sys("close descriptors"));
     let program = args.next().unwrap_or_else(|| cli::PROGRAM.into());
+    let mut code = DONE;
     let answer = match cli::parse(args)? {
-        Command::Start(flags) => return Ok(start::run(&flags, &program, out)?),
+        Command::Start(flags) => return Ok(start::run(&flags, &program, out).map(|()| DONE)?),
         Command::Daemon(flags) => {
             // Once it serves, its stderr is /dev/null: the log is where the reason is seen.
-            return Ok(daemon::run(flags).inspect_err(|error| ::log::error!("{error}"))?);
+            let ended = daemon::run(flags).inspect_err(|error| ::log::error!("{error}"));
+            return Ok(ended.map(|()| DONE)?);
         }
-        Command::Holder => return Ok(sandbox::holder::run()?),
+        Command::Holder => return Ok(sandbox::holder::run().map(|()| DONE)?),
         Command::Delete(flags) => shed().and_then(|()| delete::run(&flags))?,
         Command::Info => shed().and_then(|()| info::run())?,
         Command::Version => info::version().into_bytes(),
@@ -182,11 +191,17 @@ pub fn run(
         Command::Logs(id) => node::logs(&id)?,
         Command::Metrics(MetricsTarget::File(file)) => node::write_metrics(&file)?,
         Command::Metrics(MetricsTarget::Listen(address)) => {
-            return Ok(node::serve_metrics(address, out)?);
+            return Ok(node::serve_metrics(address, out).map(|()| DONE)?);
+        }
+        Command::Doctor(query) => {
+            shed()?;
+            let (text, healthy) = node::doctor(&query)?;
+            code = if healthy { DONE } else { ExitCode::FAILURE };
+            text.into_bytes()
         }
     };
     out.write_all(&answer).and_then(|()| out.flush()).map_err(error::Error::sys("answer"))?;
-    Ok(())
+    Ok(code)
 }
 
 /// What a value may be on this host.

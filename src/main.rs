@@ -6,7 +6,7 @@ use std::{env, io};
 
 fn main() -> ExitCode {
     match berth::run(env::args_os(), &mut io::stdout().lock()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // containerd shows this line to the user; where stderr is gone nobody can be told.
             let line = error.to_string().trim_end().replace('\n', " ");

@@ -179,11 +179,15 @@ pub(crate) fn is_alive(path: &Path, id: &str) -> bool {
     }
 }
 
+/// Whether nobody listens on a socket that is there. Nobody is asked anything.
+pub(crate) fn is_dead(path: &Path) -> bool {
+    matches!(connect_now(path), Err(Errno::ECONNREFUSED))
+}
+
 /// Unlinks a dead shim's socket, but not one that a new shim has bound there meanwhile.
 pub(crate) fn remove_dead(path: &Path) {
     let lock = lock_existing(path, Instant::now() + REMOVE);
-    let dead = matches!(connect_now(path), Err(Errno::ECONNREFUSED));
-    if dead && lock.is_ok() {
+    if is_dead(path) && lock.is_ok() {
         remove(path);
     }
 }
@@ -341,7 +345,7 @@ fn bind_new(path: &Path) -> nix::Result<Bound> {
 }
 
 /// Connects without waiting for room in the listener's queue (`EAGAIN`).
-fn connect_now(path: &Path) -> nix::Result<UnixStream> {
+pub(crate) fn connect_now(path: &Path) -> nix::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;

@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Logs(String),
     /// `metrics`: of all shims of the host.
     Metrics(MetricsTarget),
+    /// `doctor`: is this host well?
+    Doctor(DoctorQuery),
     /// `man`: the manual page.
     Man,
     /// `completions`: this text.
@@ -90,6 +92,19 @@ pub(crate) struct ConfigQuery {
     pub(crate) config: Option<PathBuf>,
     /// `-annotation`: those of the container.
     pub(crate) annotations: Vec<(String, String)>,
+}
+
+/// What `doctor` is to look at, and what to do about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DoctorQuery {
+    /// `-fix`: do what is surely safe.
+    pub(crate) fix: bool,
+    /// `-json`: for machines.
+    pub(crate) json: bool,
+    /// `-state`: only what belongs to the containerd with this state directory.
+    pub(crate) state: Option<PathBuf>,
+    /// `-address`: the socket of that containerd, or of one more.
+    pub(crate) address: Option<PathBuf>,
 }
 
 /// The flags that containerd passes to every command.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::completions;
 use super::word::{self, Caller, Flag, Found, Kind, Need, Value, Word};
 use super::words::{self, Verb};
-use super::{Command, ConfigQuery, Flags, MetricsTarget, PsFormat, invalid, split, switch, text};
+use super::{Command, ConfigQuery, DoctorQuery, Flags, MetricsTarget, PsFormat, invalid, split, switch, text};
 use crate::error::Result;
 
 /// The nearest name is offered up to this many letters away.
@@ -185,6 +185,12 @@ impl Given {
             Verb::Ps => Ok(Command::Ps(PsFormat::Table)),
             Verb::Logs => Ok(Command::Logs(operand.to_string_lossy().into_owned())),
             Verb::Metrics => self.metrics().map(Command::Metrics),
+            Verb::Doctor => Ok(Command::Doctor(DoctorQuery {
+                fix: self.switch("fix")?,
+                json: self.switch("json")?,
+                state: self.path("state"),
+                address: self.path("address"),
+            })),
             Verb::Man => Ok(Command::Man),
             Verb::Completions => {
                 Ok(Command::Completions(completions::script(&operand.to_string_lossy())))

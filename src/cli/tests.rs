@@ -56,6 +56,17 @@ fn flags_are_read_as_go_reads_them() {
         ("ps as a table", "ps -json -json=false", Command::Ps(PsFormat::Table)),
         ("ps as JSON", "ps --json", Command::Ps(PsFormat::Json)),
         ("logs", "logs pod", Command::Logs("pod".into())),
+        ("doctor", "doctor", Command::Doctor(DoctorQuery::default())),
+        (
+            "doctor with all",
+            "doctor --fix -json -state /s --address=/a",
+            Command::Doctor(DoctorQuery {
+                fix: true,
+                json: true,
+                state: Some("/s".into()),
+                address: Some("/a".into()),
+            }),
+        ),
         (
             "metrics over HTTP",
             "metrics --listen 127.0.0.1:9090",

@@ -20,6 +20,7 @@ pub(super) enum Verb {
     Ps,
     Logs,
     Metrics,
+    Doctor,
     Man,
     Completions,
     Complete,
@@ -201,6 +202,36 @@ pub(super) const WORDS: &[Word] = &[
         ],
     },
     Word {
+        verb: Verb::Doctor,
+        name: "doctor",
+        caller: Caller::People,
+        operand: None,
+        flags: &[
+            Flag::switch("fix", "do what is surely safe of what is to be mended, and look again"),
+            Flag::switch("json", "print JSON, for machines"),
+            Flag::with(
+                "state",
+                Value { shown: "DIR", kind: Kind::Directory },
+                "only what belongs to the containerd with this state directory",
+            ),
+            Flag::with(
+                "address",
+                Value { shown: "ADDRESS", kind: Kind::File },
+                "the socket of a containerd whose process cannot be seen",
+            ),
+        ],
+        need: Need::Any,
+        summary: "whether this host is well, and what mends it",
+        about: &[
+            "It says whether the host is fit, which configuration wins, which OCI runtimes and containerds there \
+             are, and what was left behind: leaked shims, orphaned containers, stale mounts and sockets; with \
+             the command that mends each. Every look is bounded in time.",
+            "-fix touches nothing that containerd lists, nor what a containerd that does not answer may have. \
+             The exit status is 0 if all is well and 1 if not.",
+        ],
+        examples: &[Example { line: "doctor -fix", says: "mend what may be mended, and say what is left" }],
+    },
+    Word {
         verb: Verb::Man,
         name: "man",
         caller: Caller::People,
@@ -292,7 +323,7 @@ pub(super) const EXITS: &[Named] = &[
     ("0", "done"),
     (
         "1",
-        "not done: a line on the standard error output, which begins with `berth:`, says what was wrong, \
+        "`doctor`: not all is well. Otherwise not done: a line on the standard error output, which begins with `berth:`, says what was wrong, \
          where, and what to do",
     ),
 ];

@@ -1,12 +1,14 @@
 //! What an administrator asks of all shims of a host: `ps`, `logs`, `metrics`. Each shim answers on its
 //! management socket, in bounded time or not at all; one that is stopped delays nobody else.
 
+mod doctor;
 mod find;
 mod ids;
 mod merge;
 mod metrics;
 mod ps;
 
+pub(crate) use self::doctor::doctor;
 use self::find::Found;
 pub(crate) use self::ids::ids;
 pub(crate) use self::metrics::{serve_metrics, write_metrics};

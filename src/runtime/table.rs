@@ -222,7 +222,7 @@ fn systemd_cgroup(choice: Choice, wanted: bool, runs: bool) -> Result<bool> {
 
 /// A name with a slash is a path; any other is looked for in the directories of `path`. The error
 /// is the reason why there is no such program.
-pub(super) fn look_up(name: &str, path: &OsStr) -> Result<PathBuf, &'static str> {
+pub(crate) fn look_up(name: &str, path: &OsStr) -> Result<PathBuf, &'static str> {
     if name.contains('/') {
         let path = PathBuf::from(name);
         return match path.metadata() {

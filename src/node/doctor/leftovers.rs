@@ -1,0 +1,537 @@
+//! What there is of shims, bundles, mounts, sockets and runtimes' state; [`judge`] says which of it was
+//! left behind. Nothing here follows a path into a root file system, which may hang.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+
+use super::containerd::Daemon;
+use super::grpc::{self, Failure, Ids};
+use super::judge::{self, Knows, Place, Shim, State};
+use super::mend::Leaked;
+use super::{Finding, Level, Topic, look};
+use crate::bundle::Bundle;
+use crate::cli::{self, Command, DoctorQuery, Flags, PROGRAM};
+use crate::container::Pod;
+use crate::ids::Pid;
+use crate::node::{Answer, ask_all, with_loop};
+use crate::runtime::table::look_up;
+use crate::sys::{child, mount};
+use crate::{rootless, socket, start};
+
+/// Where bundles are below containerd's state directory: those of containers, and of sandboxes that are none.
+const TASKS: &str = "io.containerd.runtime.v2.task";
+const SANDBOXES: &str = "io.containerd.sandbox.controller.v1.shim";
+/// What the kernel calls each `containerd-shim-NAME`.
+const SHIM: &str = "containerd-shim";
+/// What is younger may be about to be used.
+const YOUNG: Duration = Duration::from_secs(10);
+/// What is older is not about to be made known to containerd.
+const SETTLED: Duration = Duration::from_secs(60);
+/// Shims that are asked at a time.
+const AT_ONCE: usize = 64;
+
+/// Which containerds it is about: all, or the one with a state directory.
+#[derive(Clone, Debug)]
+pub(super) struct Scope {
+    pub(super) only: Option<PathBuf>,
+    pub(super) address: Option<PathBuf>,
+}
+
+impl Scope {
+    pub(super) fn new(query: &DoctorQuery) -> Self {
+        let real = |dir: &PathBuf| {
+            let own = dir.clone();
+            look::bounded(move || own.canonicalize())
+                .and_then(Result::ok)
+                .unwrap_or_else(|| dir.clone())
+        };
+        Self { only: query.state.as_ref().map(real), address: query.address.clone() }
+    }
+
+    pub(super) fn includes(&self, state: &Path) -> bool {
+        self.only.as_deref().is_none_or(|only| only == state)
+    }
+
+    /// Where the shims' own sockets are.
+    pub(super) fn socket_dirs(&self) -> Vec<PathBuf> {
+        vec![self.only.as_ref().map_or_else(socket::default_dir, |dir| dir.join("s"))]
+    }
+}
+
+/// Whether a process sees the mounts that we see: what others see is judged from there.
+pub(super) fn same_mounts(pid: Pid) -> bool {
+    let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    of(&pid.to_string()) == of("self")
+}
+
+/// All that was left behind.
+pub(super) fn look(scope: &Scope, daemons: &[Daemon]) -> Vec<Finding> {
+    let processes = processes(scope);
+    let known = Known { daemons, answers: BTreeMap::new() };
+    let mut all = Inventory { scope, processes, known, named: BTreeSet::new() };
+    let mut findings = all.shims_and_bundles();
+    findings.extend(all.states());
+    findings.extend(management());
+    findings.extend(all.sockets());
+    if findings.is_empty() {
+        findings.push(Finding::new(Topic::Leftovers, Level::Ok, "nothing"));
+    }
+    findings
+}
+
+/// What the containerds know, each asked once for each namespace.
+struct Known<'a> {
+    daemons: &'a [Daemon],
+    answers: BTreeMap<(PathBuf, String), Result<Ids, Failure>>,
+}
+
+impl Known<'_> {
+    /// What the containerds with this state directory, or all, say of these ids.
+    fn of(
+        &mut self,
+        state: Option<&Path>,
+        namespace: &str,
+        ids: &[String],
+        sandbox: bool,
+    ) -> Knows {
+        let mut knows = Knows::Nobody;
+        for daemon in self.daemons.iter().filter(|one| state.is_none_or(|state| one.state == state))
+        {
+            let key = (daemon.address.clone(), namespace.to_owned());
+            let answer =
+                self.answers.entry(key).or_insert_with(|| grpc::ids(&daemon.address, namespace));
+            match answer {
+                Ok(known) => {
+                    let sandboxes = known.sandboxes.as_ref();
+                    let listed = |id: &String| {
+                        known.tasks.contains(id) || sandboxes.is_some_and(|all| all.contains(id))
+                    };
+                    if ids.iter().any(listed) {
+                        return Knows::Listed;
+                    }
+                    match sandbox && sandboxes.is_none() {
+                        true => knows = Knows::Mute,
+                        false if knows == Knows::Nobody => knows = Knows::Unlisted,
+                        false => {}
+                    }
+                }
+                // Its process runs, so that it is about to listen, or just ending.
+                Err(Failure::Nobody) if daemon.pid.is_none() => {}
+                Err(_) => knows = Knows::Mute,
+            }
+        }
+        knows
+    }
+}
+
+/// A process that is a shim.
+struct Process {
+    pid: Pid,
+    /// Of berth's; others have none that are known.
+    flags: Option<Flags>,
+    /// Its arguments.
+    words: Vec<String>,
+    bundle: PathBuf,
+    gone: bool,
+    socket: Option<PathBuf>,
+}
+
+/// Every shim within `scope`.
+fn processes(scope: &Scope) -> Vec<Process> {
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    child::all()
+        .filter(|pid| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            // Before it has given itself a name, berth is `exe`.
+            (name.starts_with(SHIM) || name == "exe\n") && child::runs(*pid) && same_mounts(*pid)
+        })
+        .filter_map(|pid| process(pid, &sockets))
+        .filter(|process| scope.only.as_ref().is_none_or(|only| process.bundle.starts_with(only)))
+        .collect()
+}
+
+fn process(pid: Pid, sockets: &str) -> Option<Process> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words = line.split(|&byte| byte == 0).filter(|word| !word.is_empty());
+    let words: Vec<String> = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let ours = Path::new(words.first()?).file_name().is_some_and(|name| name == PROGRAM);
+    let flags = match cli::parse(words.iter().skip(1).map(Into::into)) {
+        Ok(Command::Daemon(flags)) if ours => Some(flags),
+        _ if ours => return None, // `start`, `delete`, what a person asked, or the holder of a pod
+        _ => None,
+    };
+    let cwd = child::working_directory(pid)?.into_os_string().into_vec();
+    let live = cwd.strip_suffix(b" (deleted)");
+    let bundle = PathBuf::from(std::ffi::OsString::from_vec(live.unwrap_or(&cwd).to_vec()));
+    let socket = fs::read_link(format!("/proc/{pid}/fd/3")).ok();
+    let socket = socket.and_then(|link| bound(&link.to_string_lossy(), sockets));
+    Some(Process { pid, flags, words, bundle, gone: live.is_some(), socket })
+}
+
+/// The path that a socket, `socket:[INODE]`, has in the table of /proc/net/unix.
+fn bound(link: &str, sockets: &str) -> Option<PathBuf> {
+    let inode = link.strip_prefix("socket:[")?.strip_suffix(']')?;
+    let line = sockets.lines().find(|line| line.split_whitespace().nth(6) == Some(inode))?;
+    line.split_whitespace().nth(7).map(PathBuf::from)
+}
+
+/// How long ago a file or directory was changed.
+fn age(path: &Path) -> Duration {
+    let changed = path.symlink_metadata().and_then(|found| found.modified());
+    changed.ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default()
+}
+
+struct Inventory<'a> {
+    scope: &'a Scope,
+    processes: Vec<Process>,
+    known: Known<'a>,
+    /// Sockets that bundles name.
+    named: BTreeSet<PathBuf>,
+}
+
+/// What the files of a bundle tell.
+struct Told {
+    dir: PathBuf,
+    ours: bool,
+    socket: Option<PathBuf>,
+    runs: Option<Pid>,
+}
+
+impl Inventory<'_> {
+    /// The state directories of containerds: the usual, those that run, and those of shims.
+    fn states_of_containerd(&self) -> BTreeSet<PathBuf> {
+        if let Some(only) = &self.scope.only {
+            return [only.clone()].into();
+        }
+        let of_shims =
+            self.processes.iter().filter_map(|it| it.bundle.ancestors().nth(3).map(Path::to_owned));
+        let running = self.known.daemons.iter().map(|daemon| daemon.state.clone());
+        [rootless::state_dir(rootless::detected())]
+            .into_iter()
+            .chain(running)
+            .chain(of_shims)
+            .collect()
+    }
+
+    fn shims_and_bundles(&mut self) -> Vec<Finding> {
+        let mounts = mount::mounted_below(Path::new("/")).unwrap_or_default();
+        let mut findings = Vec::new();
+        let mut bundles: Vec<(PathBuf, bool, Told)> = Vec::new();
+        for state in self.states_of_containerd() {
+            for (kind, sandbox) in [(TASKS, false), (SANDBOXES, true)] {
+                // As the table of mounts and the shims' working directories have it.
+                let Ok(top) = state.join(kind).canonicalize() else { continue };
+                let told = directories(&top).into_iter().flat_map(|dir| directories(&dir)).map(told);
+                bundles.extend(told.map(|told| (state.clone(), sandbox, told)));
+            }
+        }
+        let sockets = bundles.iter().filter_map(|(.., told)| told.socket.clone());
+        self.named = sockets.collect();
+        findings.extend(self.shims(&bundles));
+        let dead = self.dead(&bundles);
+        for (state, sandbox, told) in bundles {
+            let (namespace, id) = names(&told.dir);
+            let own = mounts.iter().filter(|place| place.starts_with(&told.dir)).cloned().collect();
+            let alive = self.is_alive(&told, &id, &dead);
+            let interesting = !alive && (told.ours || !Vec::is_empty(&own));
+            let knows = match interesting {
+                true => self.known.of(Some(&state), &namespace, std::slice::from_ref(&id), sandbox),
+                false => Knows::Nobody,
+            };
+            let address = self.known.daemons.iter().find(|daemon| daemon.state == state);
+            let address =
+                address.map_or_else(|| state.join("containerd.sock"), |one| one.address.clone());
+            let young = age(&told.dir) < YOUNG
+                && told.runs.is_none()
+                && !told.dir.join("berth.json").exists();
+            let place = Place {
+                namespace,
+                id,
+                ours: told.ours,
+                young,
+                alive,
+                runs: told.runs,
+                mounts: own,
+                knows,
+                address,
+                dir: told.dir,
+            };
+            findings.extend(judge::place(&place));
+        }
+        findings
+    }
+
+    /// The sockets, of those that bundles of berth's name, whose shim is dead: as `delete` has it, which
+    /// takes up to a second for each that hangs.
+    fn dead(&self, bundles: &[(PathBuf, bool, Told)]) -> BTreeSet<PathBuf> {
+        let ours = bundles
+            .iter()
+            .filter(|(.., told)| told.ours)
+            .filter_map(|(.., told)| told.socket.clone());
+        let sockets: Vec<PathBuf> = ours.collect::<BTreeSet<_>>().into_iter().collect();
+        let mut dead = BTreeSet::new();
+        for some in sockets.chunks(AT_ONCE) {
+            let looking = some.iter().cloned().map(|path| {
+                let own = path.clone();
+                (path, look::begin(move || socket::is_alive(&own, "doctor")))
+            });
+            for (path, looking) in looking.collect::<Vec<_>>() {
+                if looking.end(look::LIMIT) == Some(false) {
+                    dead.insert(path);
+                }
+            }
+        }
+        dead
+    }
+
+    fn is_alive(&self, told: &Told, id: &str, dead: &BTreeSet<PathBuf>) -> bool {
+        let for_it = |it: &&Process| {
+            let of_its_socket = it.socket.is_some() && it.socket == told.socket;
+            let by_name = it.flags.is_none() && it.words.iter().any(|word| word == id);
+            of_its_socket || it.bundle == told.dir || by_name
+        };
+        let answers = told.ours && told.socket.as_ref().is_some_and(|path| !dead.contains(path));
+        answers || self.processes.iter().any(|it| for_it(&it))
+    }
+
+    /// Living shims of berth's that nobody reaches.
+    fn shims(&mut self, bundles: &[(PathBuf, bool, Told)]) -> Vec<Finding> {
+        let pods = pods();
+        let mut findings = Vec::new();
+        for process in &self.processes {
+            let (Some(flags), Some(socket)) = (process.flags.clone(), process.socket.clone())
+            else {
+                continue;
+            };
+            let own = bundles.iter().filter(|(.., told)| told.socket.as_ref() == Some(&socket));
+            let own: Vec<_> = own.map(|(_, _, told)| names(&told.dir).1).collect();
+            let has_bundle = !process.gone || !own.is_empty();
+            let started = child::start_time(process.pid);
+            let of_pod = pods.get(&process.pid.get()).cloned().unwrap_or_default();
+            let ids: BTreeSet<_> =
+                [flags.id.clone()].into_iter().chain(own).chain(of_pod).collect();
+            let ids: Vec<_> = ids.into_iter().collect();
+            let state = process.bundle.ancestors().nth(3);
+            let sandbox = process.bundle.components().any(|part| part.as_os_str() == SANDBOXES);
+            // All containerds are asked about one whose own cannot be told.
+            let state =
+                state.filter(|state| self.known.daemons.iter().any(|one| one.state == *state));
+            let knows = self.known.of(state, &flags.namespace, &ids, sandbox);
+            let settled = age(&process.bundle) > SETTLED;
+            let (pid, bundle) = (process.pid, process.bundle.clone());
+            let leaked = Leaked { pid, started, bundle, socket, ids };
+            findings.extend(judge::shim(&Shim { flags, leaked, has_bundle, settled, knows }));
+        }
+        findings
+    }
+
+    /// What runtimes keep in the usual root, or in that of the one state directory.
+    fn states(&mut self) -> Vec<Finding> {
+        let base = match &self.scope.only {
+            Some(dir) => dir.clone(),
+            None => rootless::state_dir(rootless::detected()),
+        };
+        let mut findings = Vec::new();
+        for root in directories(&base.join("runc")) {
+            let namespace = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            for dir in directories(&root) {
+                let Some(kept) = Kept::read(&dir) else { continue };
+                if kept.bundle.symlink_metadata().is_ok() {
+                    continue;
+                }
+                let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let knows = self.known.of(None, &namespace, std::slice::from_ref(&id), false);
+                let path = env::var_os("PATH").unwrap_or_default();
+                let runs =
+                    kept.process.filter(|(pid, started)| child::start_time(*pid) == *started);
+                let runs = runs.map(|(pid, _)| pid).filter(|pid| child::runs(*pid));
+                let supervised = runs.and_then(child::parent_name).is_some_and(|name| name == SHIM);
+                let program = look_up(kept.program, &path).ok();
+                let (bundle, has_bundle, root) = (kept.bundle, false, root.clone());
+                let state =
+                    State { program, root, id, bundle, has_bundle, supervised, runs, knows };
+                findings.extend(judge::state(&state));
+            }
+        }
+        findings
+    }
+
+    /// Dead sockets that no bundle names: what a bundle names is cleaned up with it.
+    fn sockets(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for dir in self.scope.socket_dirs() {
+            let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+            for path in entries.map(|entry| entry.path()) {
+                if !self.named.contains(&path) && age(&path) > YOUNG && socket::is_dead(&path) {
+                    findings.push(judge::socket(&path, "socket of a shim"));
+                }
+            }
+        }
+        findings
+    }
+}
+
+/// Namespace and id, the last two parts of a bundle's path.
+fn names(bundle: &Path) -> (String, String) {
+    let mut parts = bundle.iter().rev().map(|part| part.to_string_lossy().into_owned());
+    let id = parts.next().unwrap_or_default();
+    (parts.next().unwrap_or_default(), id)
+}
+
+/// The directories in `dir`, sorted; links are none.
+fn directories(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let own = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut found: Vec<_> = own.map(|entry| entry.path()).collect();
+    found.sort();
+    found
+}
+
+fn told(dir: PathBuf) -> Told {
+    let bundle = dir.to_str().and_then(|dir| Bundle::open(dir).ok());
+    let state = bundle.as_ref().and_then(Bundle::state);
+    let pod = bundle.as_ref().filter(|_| state.is_none()).and_then(Bundle::pod_state);
+    let shim = fs::read_to_string(dir.join("shim-binary-path")).unwrap_or_default();
+    let ours = state.is_some() || pod.is_some() || shim.trim().ends_with(PROGRAM);
+    let saved = state.as_ref().map(|state| (state.socket.clone(), state.init));
+    let saved = saved.or_else(|| pod.map(|pod| (pod.socket, pod.holder)));
+    let (socket, process) = saved.map_or((None, None), |(socket, process)| (Some(socket), process));
+    let runs = process.and_then(|(pid, started)| Some((Pid::new(pid)?, started)));
+    let runs = runs
+        .filter(|(pid, started)| child::start_time(*pid) == Some(*started) && child::runs(*pid));
+    Told {
+        socket: socket.or_else(|| start::address(&dir)),
+        ours,
+        runs: runs.map(|(pid, _)| pid),
+        dir,
+    }
+}
+
+/// What runc and crun write down of a container.
+struct Kept {
+    program: &'static str,
+    bundle: PathBuf,
+    process: Option<(Pid, Option<u64>)>,
+}
+
+impl Kept {
+    fn read(dir: &Path) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Runc {
+            init_process_pid: i32,
+            init_process_start: u64,
+            config: RuncConfig,
+        }
+        #[derive(Deserialize)]
+        struct RuncConfig {
+            labels: Vec<String>,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Crun {
+            pid: i32,
+            process_start_time: Option<u64>,
+            bundle: PathBuf,
+        }
+        let read = |name: &str| fs::read(dir.join(name)).ok();
+        if let Some(text) = read("state.json") {
+            let state: Runc = serde_json::from_slice(&text).ok()?;
+            let bundle =
+                state.config.labels.iter().find_map(|label| label.strip_prefix("bundle="))?;
+            let process =
+                Pid::new(state.init_process_pid).map(|pid| (pid, Some(state.init_process_start)));
+            return Some(Self { program: "runc", bundle: bundle.into(), process });
+        }
+        let state: Crun = serde_json::from_slice(&read("status")?).ok()?;
+        let process = Pid::new(state.pid).map(|pid| (pid, state.process_start_time));
+        Some(Self { program: "crun", bundle: state.bundle, process })
+    }
+}
+
+/// The containers of each shim that says, by the shim's pid.
+fn pods() -> BTreeMap<i32, Vec<String>> {
+    let answers = with_loop(ask_all("/containers")).unwrap_or_default();
+    let told = answers.into_iter().filter_map(|Answer { pid, body, .. }| {
+        let pod: Pod = serde_json::from_slice(&body.ok()?).ok()?;
+        Some((pid?, pod.containers.into_iter().map(|one| one.id).collect()))
+    });
+    told.collect()
+}
+
+/// Management sockets without a shim, and shims that do not answer or hang.
+fn management() -> Vec<Finding> {
+    let Ok(answers) = with_loop(ask_all("/healthz")) else { return Vec::new() };
+    let told = answers.into_iter().filter_map(|Answer { found, pid, body, .. }| {
+        let why = body.err()?;
+        if socket::is_dead(&found.path) {
+            return Some(judge::socket(&found.path, "management socket"));
+        }
+        let name = format!("{}/{}", found.namespace, found.group);
+        let pid = pid.map_or_else(|| "?".into(), |pid| pid.to_string());
+        let finding = Finding::new(
+            Topic::Leftovers,
+            Level::Warn,
+            format!("shim of {name} hangs (pid {pid})"),
+        );
+        let command = format!("kill -9 {pid}   # containerd cleans up; its containers end");
+        Some(finding.at(found.path.display()).why(why).command(command))
+    });
+    told.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_both_runtimes_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = Pid::new(7).unwrap();
+        let runc = r#"{"id":"c","init_process_pid":7,"init_process_start":9,"config":{"labels":["x","bundle=/b"]}}"#;
+        let cases = [
+            ("runc", "state.json", runc, Some(("runc", Some((pid, Some(9)))))),
+            (
+                "crun",
+                "status",
+                r#"{"pid":7,"process-start-time":9,"bundle":"/b"}"#,
+                Some(("crun", Some((pid, Some(9))))),
+            ),
+            ("old crun", "status", r#"{"pid":7,"bundle":"/b"}"#, Some(("crun", Some((pid, None))))),
+            ("no process", "status", r#"{"pid":0,"bundle":"/b"}"#, Some(("crun", None))),
+            ("cut short", "state.json", "{\"id\"", None),
+        ];
+        for (name, file, text, expected) in cases {
+            let own = dir.path().join(name);
+            fs::create_dir(&own).unwrap();
+            fs::write(own.join(file), text).unwrap();
+            let kept = Kept::read(&own).map(|kept| {
+                assert_eq!(kept.bundle, Path::new("/b"), "{name}");
+                (kept.program, kept.process)
+            });
+            assert_eq!(kept, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_sockets_path_is_in_the_kernels_table() {
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                     0000000000000000: 00000002 00000000 00010000 0001 01 4711 /run/s/x\n\
+                     0000000000000000: 00000002 00000000 00010000 0001 01 4712\n";
+        let cases = [
+            ("socket:[4711]", Some("/run/s/x")),
+            ("socket:[4712]", None),
+            ("socket:[1]", None),
+            ("/dev/null", None),
+        ];
+        for (link, expected) in cases {
+            assert_eq!(bound(link, table).as_deref(), expected.map(Path::new), "{link}");
+        }
+        assert_eq!(names(Path::new("/r/t/ns/c")), ("ns".into(), "c".into()));
+    }
+}
