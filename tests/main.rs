@@ -17,6 +17,7 @@ mod config;
 mod crash;
 mod daemon;
 mod delete;
+mod doctor;
 mod events;
 mod exec;
 mod faults;

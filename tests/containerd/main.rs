@@ -37,6 +37,7 @@ mod counters;
 mod crash;
 mod cri;
 mod daemon;
+mod doctor;
 mod host;
 mod image;
 mod install;
@@ -301,6 +302,7 @@ fn plan<'a>(versions: &'a [(String, PathBuf)], words: &[String]) -> Vec<Row<'a>>
                     resources::CASES,
                     checkpoint::cases(programs, version, runtime, shim),
                     crash::CASES,
+                    doctor::CASES,
                     restarts::CASES,
                     config::CASES,
                     install::CASES,

@@ -171,7 +171,7 @@ fn helpers() -> Vec<Finding> {
         Some(path) => {
             // It says more after the first line; `check` asks the kernel.
             let version = look::first_line(&path, &["--version"]).unwrap_or_else(|why| why);
-            let what = format!("criu: {version}");
+            let what = format!("criu {}", version.trim_start_matches("Version: "));
             match look::first_line(&path, &["check"]) {
                 Result::Ok(_) => Finding::new(Host, Ok, what).at(path.display()),
                 Err(why) => Finding::new(Host, Note, what)

@@ -10,6 +10,10 @@ use super::{Finding, mend};
 use crate::cli::Flags;
 use crate::ids::Pid;
 
+/// Lets containerd look at all bundles.
+const RESTART: &str =
+    "systemctl restart containerd   # it cleans up, and containers with a shim run on";
+
 /// What containerd says of an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Knows {
@@ -80,10 +84,8 @@ pub(super) fn place(place: &Place) -> Option<Finding> {
         (false, Some(mount)) => finding.at(mount.display()),
         _ => finding.at(place.dir.display()),
     };
-    let restart =
-        "systemctl restart containerd   # it cleans up, and containers with a shim run on";
     Some(match place.knows.proof() {
-        Err(why) if place.ours => finding.why(format!("its shim is dead; {why}")).command(restart),
+        Err(why) if place.ours => finding.why(format!("its shim is dead; {why}")).command(RESTART),
         Err(_) => return None, // another shim's business
         Ok(why) if place.ours => {
             let flags = Flags {
@@ -125,7 +127,7 @@ pub(super) fn shim(shim: &Shim) -> Option<Finding> {
         return (shim.knows == Knows::Unlisted && shim.settled).then(|| {
             finding(format!("shim of {name} that containerd does not know (pid {pid})"))
                 .why("its bundle is there: containerd finds it when it starts")
-                .command("systemctl restart containerd")
+                .command(RESTART)
         });
     }
     let leaked = finding(format!("leaked shim of {name} (pid {pid})"));
@@ -133,11 +135,20 @@ pub(super) fn shim(shim: &Shim) -> Option<Finding> {
         Ok(why) => leaked
             .why(format!("its bundle is gone, and {why}; -fix ends it with its containers"))
             .mend(Mend::of(Act::End(Box::new(shim.leaked.clone())))),
-        Err(why) => leaked.why(format!("its bundle is gone; {why}")).command(format!(
-            "ctr --namespace {} task delete --force {}",
-            shim.flags.namespace, shim.flags.id
-        )),
+        Err(why) => leaked.why(format!("its bundle is gone; {why}")).command(match shim.knows {
+            Knows::Listed => by_containerd(&shim.flags, &shim.leaked.bundle),
+            _ => RESTART.into(),
+        }),
     })
+}
+
+/// Lets containerd end what it lists. The shim runs its runtime in the bundle.
+fn by_containerd(flags: &Flags, bundle: &Path) -> String {
+    let (address, bundle) = (mend::quoted(Path::new(&flags.address)), mend::quoted(bundle));
+    let Flags { namespace, id, .. } = flags;
+    format!(
+        "mkdir -p {bundle} && ctr --address {address} --namespace {namespace} task delete --force {id}"
+    )
 }
 
 /// A socket that nobody listens on.

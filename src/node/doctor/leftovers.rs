@@ -227,7 +227,8 @@ impl Inventory<'_> {
             for (kind, sandbox) in [(TASKS, false), (SANDBOXES, true)] {
                 // As the table of mounts and the shims' working directories have it.
                 let Ok(top) = state.join(kind).canonicalize() else { continue };
-                let told = directories(&top).into_iter().flat_map(|dir| directories(&dir)).map(told);
+                let told =
+                    directories(&top).into_iter().flat_map(|dir| directories(&dir)).map(told);
                 bundles.extend(told.map(|told| (state.clone(), sandbox, told)));
             }
         }

@@ -8,6 +8,9 @@ use serde_json::json;
 use super::{Finding, Level, Report, Topic};
 use crate::error::{Error, Result};
 
+/// Findings of one kind that are shown to people.
+const MOST: usize = 5;
+
 /// For people; coloured on a terminal, unless `NO_COLOR` is set.
 pub(super) fn text(report: &Report, fix: bool) -> String {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -28,7 +31,16 @@ fn paint(report: &Report, fix: bool, colour: bool) -> String {
         }
     }
     let mut topic = None;
-    for finding in &report.findings {
+    let mut same = (0, "");
+    for (number, finding) in report.findings.iter().enumerate() {
+        let what = finding.what.as_str();
+        same = if same.1 == what { (same.0 + 1, what) } else { (1, what) };
+        if same.0 > MOST {
+            if report.findings.get(number + 1).is_none_or(|next| next.what != finding.what) {
+                let _ = writeln!(text, "         and {} more: -json names them", same.0 - MOST);
+            }
+            continue;
+        }
         if topic.replace(finding.topic) != Some(finding.topic) {
             let gap = if text.is_empty() { "" } else { "\n" };
             let _ = writeln!(text, "{gap}{}", in_colour("1", title(finding.topic)));
@@ -142,6 +154,26 @@ mod tests {
         assert!(coloured.contains("\x1b[33mwarn \x1b[0m  stale"), "{coloured}");
         let codes = ["\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[33m"];
         assert_eq!(codes.iter().fold(coloured, |text, code| text.replace(code, "")), plain);
+    }
+
+    #[test]
+    fn many_of_a_kind_are_counted() {
+        let stale = |number: usize| {
+            Finding::new(Topic::Leftovers, Level::Warn, "stale socket").at(format!("/s/{number}"))
+        };
+        let other = Finding::new(Topic::Leftovers, Level::Warn, "other");
+        for (count, expected) in [(5, None), (6, Some("and 1 more:")), (20, Some("and 15 more:"))] {
+            let mut findings: Vec<_> = (0..count).map(stale).collect();
+            findings.push(other.clone());
+            let text = paint(&Report { deeds: Vec::new(), findings }, false, false);
+            assert_eq!(text.matches("/s/").count(), 5, "{text}");
+            assert_eq!(text.contains("more:"), expected.is_some(), "{text}");
+            assert!(
+                text.contains(expected.unwrap_or_default()) && text.contains("other"),
+                "{text}"
+            );
+            assert!(text.ends_with(&format!("{} things to mend\n", count + 1)), "{text}");
+        }
     }
 
     #[test]
