@@ -17,9 +17,9 @@
 //!               scrape), mod.rs: `logs`, and how each is asked in bounded time; find.rs: where; ids.rs: of
 //!               what, for completion.
 //!               doctor/: is this host well? mod.rs: the order of the looks; host.rs, runtimes.rs,
-//!               containerd.rs (grpc.rs: asks it): each topic's; leftovers.rs: what there is of shims and
-//!               containers, judge.rs: which of it nobody needs, pure; mend.rs: -fix; show.rs; look.rs: in
-//!               bounded time
+//!               containerd.rs (grpc.rs: asks it): each topic's; leftovers.rs (processes.rs, kept.rs): what
+//!               there is of shims and containers, judge.rs: which of it nobody needs, pure; mend.rs: -fix;
+//!               show.rs; look.rs: in bounded time
 //! service/      the ttrpc services: decode, call, encode
 //! manage/       what a daemon tells of itself: mod.rs: HTTP on a unix socket, from the first container on;
 //!               place.rs: where that is; http.rs: requests and answers; places.rs: for so many clients;

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use super::completions;
 use super::word::{self, Caller, Flag, Found, Kind, Need, Value, Word};
 use super::words::{self, Verb};
-use super::{Command, ConfigQuery, DoctorQuery, Flags, MetricsTarget, PsFormat, invalid, split, switch, text};
+use super::{
+    Command, ConfigQuery, DoctorQuery, Flags, MetricsTarget, PsFormat, invalid, split, switch, text,
+};
 use crate::error::Result;
 
 /// The nearest name is offered up to this many letters away.

@@ -229,7 +229,10 @@ pub(super) const WORDS: &[Word] = &[
             "-fix touches nothing that containerd lists, nor what a containerd that does not answer may have. \
              The exit status is 0 if all is well and 1 if not.",
         ],
-        examples: &[Example { line: "doctor -fix", says: "mend what may be mended, and say what is left" }],
+        examples: &[Example {
+            line: "doctor -fix",
+            says: "mend what may be mended, and say what is left",
+        }],
     },
     Word {
         verb: Verb::Man,

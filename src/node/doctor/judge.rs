@@ -62,7 +62,7 @@ pub(super) struct Place {
 
 /// A bundle, or what is left of one.
 pub(super) fn place(place: &Place) -> Option<Finding> {
-    if place.alive || place.young || !(place.ours || !place.mounts.is_empty()) {
+    if place.alive || place.young || !place.ours && place.mounts.is_empty() {
         return None;
     }
     let name = format!("{}/{}", place.namespace, place.id);

@@ -4,19 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-
-use serde::Deserialize;
 
 use super::containerd::Daemon;
 use super::grpc::{self, Failure, Ids};
 use super::judge::{self, Knows, Place, Shim, State};
+use super::kept::Kept;
 use super::mend::Leaked;
+use super::processes::{Process, SHIM, processes};
 use super::{Finding, Level, Topic, look};
 use crate::bundle::Bundle;
-use crate::cli::{self, Command, DoctorQuery, Flags, PROGRAM};
+use crate::cli::{DoctorQuery, PROGRAM};
 use crate::container::Pod;
 use crate::ids::Pid;
 use crate::node::{Answer, ask_all, with_loop};
@@ -27,8 +26,6 @@ use crate::{rootless, socket, start};
 /// Where bundles are below containerd's state directory: those of containers, and of sandboxes that are none.
 const TASKS: &str = "io.containerd.runtime.v2.task";
 const SANDBOXES: &str = "io.containerd.sandbox.controller.v1.shim";
-/// What the kernel calls each `containerd-shim-NAME`.
-const SHIM: &str = "containerd-shim";
 /// What is younger may be about to be used.
 const YOUNG: Duration = Duration::from_secs(10);
 /// What is older is not about to be made known to containerd.
@@ -64,15 +61,9 @@ impl Scope {
     }
 }
 
-/// Whether a process sees the mounts that we see: what others see is judged from there.
-pub(super) fn same_mounts(pid: Pid) -> bool {
-    let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    of(&pid.to_string()) == of("self")
-}
-
 /// All that was left behind.
 pub(super) fn look(scope: &Scope, daemons: &[Daemon]) -> Vec<Finding> {
-    let processes = processes(scope);
+    let processes = processes(scope.only.as_deref());
     let known = Known { daemons, answers: BTreeMap::new() };
     let mut all = Inventory { scope, processes, known, named: BTreeSet::new() };
     let mut findings = all.shims_and_bundles();
@@ -128,57 +119,6 @@ impl Known<'_> {
         }
         knows
     }
-}
-
-/// A process that is a shim.
-struct Process {
-    pid: Pid,
-    /// Of berth's; others have none that are known.
-    flags: Option<Flags>,
-    /// Its arguments.
-    words: Vec<String>,
-    bundle: PathBuf,
-    gone: bool,
-    socket: Option<PathBuf>,
-}
-
-/// Every shim within `scope`.
-fn processes(scope: &Scope) -> Vec<Process> {
-    let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    child::all()
-        .filter(|pid| {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            // Before it has given itself a name, berth is `exe`.
-            (name.starts_with(SHIM) || name == "exe\n") && child::runs(*pid) && same_mounts(*pid)
-        })
-        .filter_map(|pid| process(pid, &sockets))
-        .filter(|process| scope.only.as_ref().is_none_or(|only| process.bundle.starts_with(only)))
-        .collect()
-}
-
-fn process(pid: Pid, sockets: &str) -> Option<Process> {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let words = line.split(|&byte| byte == 0).filter(|word| !word.is_empty());
-    let words: Vec<String> = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    let ours = Path::new(words.first()?).file_name().is_some_and(|name| name == PROGRAM);
-    let flags = match cli::parse(words.iter().skip(1).map(Into::into)) {
-        Ok(Command::Daemon(flags)) if ours => Some(flags),
-        _ if ours => return None, // `start`, `delete`, what a person asked, or the holder of a pod
-        _ => None,
-    };
-    let cwd = child::working_directory(pid)?.into_os_string().into_vec();
-    let live = cwd.strip_suffix(b" (deleted)");
-    let bundle = PathBuf::from(std::ffi::OsString::from_vec(live.unwrap_or(&cwd).to_vec()));
-    let socket = fs::read_link(format!("/proc/{pid}/fd/3")).ok();
-    let socket = socket.and_then(|link| bound(&link.to_string_lossy(), sockets));
-    Some(Process { pid, flags, words, bundle, gone: live.is_some(), socket })
-}
-
-/// The path that a socket, `socket:[INODE]`, has in the table of /proc/net/unix.
-fn bound(link: &str, sockets: &str) -> Option<PathBuf> {
-    let inode = link.strip_prefix("socket:[")?.strip_suffix(']')?;
-    let line = sockets.lines().find(|line| line.split_whitespace().nth(6) == Some(inode))?;
-    line.split_whitespace().nth(7).map(PathBuf::from)
 }
 
 /// How long ago a file or directory was changed.
@@ -414,47 +354,6 @@ fn told(dir: PathBuf) -> Told {
     }
 }
 
-/// What runc and crun write down of a container.
-struct Kept {
-    program: &'static str,
-    bundle: PathBuf,
-    process: Option<(Pid, Option<u64>)>,
-}
-
-impl Kept {
-    fn read(dir: &Path) -> Option<Self> {
-        #[derive(Deserialize)]
-        struct Runc {
-            init_process_pid: i32,
-            init_process_start: u64,
-            config: RuncConfig,
-        }
-        #[derive(Deserialize)]
-        struct RuncConfig {
-            labels: Vec<String>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        struct Crun {
-            pid: i32,
-            process_start_time: Option<u64>,
-            bundle: PathBuf,
-        }
-        let read = |name: &str| fs::read(dir.join(name)).ok();
-        if let Some(text) = read("state.json") {
-            let state: Runc = serde_json::from_slice(&text).ok()?;
-            let bundle =
-                state.config.labels.iter().find_map(|label| label.strip_prefix("bundle="))?;
-            let process =
-                Pid::new(state.init_process_pid).map(|pid| (pid, Some(state.init_process_start)));
-            return Some(Self { program: "runc", bundle: bundle.into(), process });
-        }
-        let state: Crun = serde_json::from_slice(&read("status")?).ok()?;
-        let process = Pid::new(state.pid).map(|pid| (pid, state.process_start_time));
-        Some(Self { program: "crun", bundle: state.bundle, process })
-    }
-}
-
 /// The containers of each shim that says, by the shim's pid.
 fn pods() -> BTreeMap<i32, Vec<String>> {
     let answers = with_loop(ask_all("/containers")).unwrap_or_default();
@@ -484,55 +383,4 @@ fn management() -> Vec<Finding> {
         Some(finding.at(found.path.display()).why(why).command(command))
     });
     told.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_state_of_both_runtimes_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let pid = Pid::new(7).unwrap();
-        let runc = r#"{"id":"c","init_process_pid":7,"init_process_start":9,"config":{"labels":["x","bundle=/b"]}}"#;
-        let cases = [
-            ("runc", "state.json", runc, Some(("runc", Some((pid, Some(9)))))),
-            (
-                "crun",
-                "status",
-                r#"{"pid":7,"process-start-time":9,"bundle":"/b"}"#,
-                Some(("crun", Some((pid, Some(9))))),
-            ),
-            ("old crun", "status", r#"{"pid":7,"bundle":"/b"}"#, Some(("crun", Some((pid, None))))),
-            ("no process", "status", r#"{"pid":0,"bundle":"/b"}"#, Some(("crun", None))),
-            ("cut short", "state.json", "{\"id\"", None),
-        ];
-        for (name, file, text, expected) in cases {
-            let own = dir.path().join(name);
-            fs::create_dir(&own).unwrap();
-            fs::write(own.join(file), text).unwrap();
-            let kept = Kept::read(&own).map(|kept| {
-                assert_eq!(kept.bundle, Path::new("/b"), "{name}");
-                (kept.program, kept.process)
-            });
-            assert_eq!(kept, expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn a_sockets_path_is_in_the_kernels_table() {
-        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
-                     0000000000000000: 00000002 00000000 00010000 0001 01 4711 /run/s/x\n\
-                     0000000000000000: 00000002 00000000 00010000 0001 01 4712\n";
-        let cases = [
-            ("socket:[4711]", Some("/run/s/x")),
-            ("socket:[4712]", None),
-            ("socket:[1]", None),
-            ("/dev/null", None),
-        ];
-        for (link, expected) in cases {
-            assert_eq!(bound(link, table).as_deref(), expected.map(Path::new), "{link}");
-        }
-        assert_eq!(names(Path::new("/r/t/ns/c")), ("ns".into(), "c".into()));
-    }
 }

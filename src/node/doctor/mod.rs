@@ -5,9 +5,11 @@ mod containerd;
 mod grpc;
 mod host;
 mod judge;
+mod kept;
 mod leftovers;
 mod look;
 mod mend;
+mod processes;
 mod runtimes;
 mod show;
 
