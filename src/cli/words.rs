@@ -226,7 +226,7 @@ pub(super) const WORDS: &[Word] = &[
             "It says whether the host is fit, which configuration wins, which OCI runtimes and containerds there \
              are, and what was left behind: leaked shims, orphaned containers, stale mounts and sockets; with \
              the command that mends each. Every look is bounded in time.",
-            "-fix touches nothing that containerd lists, nor what a containerd that does not answer may have. \
+            "`-fix` touches nothing that containerd lists, nor what a containerd that does not answer may have. \
              The exit status is 0 if all is well and 1 if not.",
         ],
         examples: &[Example {
