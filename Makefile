@@ -45,6 +45,7 @@ check: ## format, lints, licences
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --test containerd --test clients --test documents --test cgroup2 --test bench -- -D warnings
+	cargo clippy --locked --no-default-features -- -D warnings
 	packaging/check-licences.sh
 
 test: ## every test, with real containerds; as root; installs what is missing

@@ -84,6 +84,7 @@ async fn life(
     let files = raise_file_limit()
         .inspect_err(|error| log::warn!("cannot raise the limit of open files: {error}"));
     let reaper = Reaper::new(files.ok());
+    let tracer = reaper.tracer().clone();
     let group = start::group(Path::new("config.json"))?.unwrap_or_else(|| flags.id.clone());
     let containers =
         Rc::new(Containers::new(namespace, group, path.clone(), reaper.clone(), events.clone()));
@@ -124,6 +125,7 @@ async fn life(
         log::warn!("{} events wait for containerd", events.waiting());
         let _ = timeout(DELIVER_LATER, events.delivered()).await;
     }
+    tracer.finish().await;
     if events.waiting() > 0 {
         log::error!("{} events were not taken by containerd", events.waiting());
     }

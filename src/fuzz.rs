@@ -13,7 +13,7 @@ use crate::bundle::Spec;
 use crate::ids::ContainerId;
 use crate::sandbox::kind::Kind;
 use crate::sandbox::sizing::{Limits, Sizing};
-use crate::{cgroup, cli, config, io, manage, rootfs, rpc, runtime, wire};
+use crate::{cgroup, cli, config, io, manage, rootfs, rpc, runtime, trace, wire};
 
 /// What a caller of `start` writes to its standard input, and its arguments.
 pub fn bootstrap(data: &[u8]) {
@@ -110,6 +110,11 @@ pub fn frames(data: &[u8]) {
     let _ = wire::streaming::decode(data);
 }
 
+/// The trace context of a request: a `traceparent`, and a `tracestate` on the next line.
+pub fn trace_context(data: &[u8]) {
+    trace::fuzz(&String::from_utf8_lossy(data));
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -121,7 +126,7 @@ mod tests {
     #[test]
     fn samples_and_past_findings_hold() {
         type Target = fn(&[u8]);
-        let targets: [(&str, Target); 13] = [
+        let targets: [(&str, Target); 14] = [
             ("annotations", annotations),
             ("bootstrap", bootstrap),
             ("cgroup_files", cgroup_files),
@@ -135,6 +140,7 @@ mod tests {
             ("runtime_log", runtime_log),
             ("spec", spec),
             ("stdio_uri", stdio_uri),
+            ("trace_context", trace_context),
         ];
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
         let names = |dir: &Path| {

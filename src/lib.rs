@@ -55,6 +55,9 @@
 //! events.rs     `Event`; one ordered journal; delivery to containerd until it is taken;
 //!               events/store.rs: what waits, in memory and behind it in a file; events/recent.rs: the last
 //!               ones, for people
+//! trace/        spans for OpenTelemetry, if they are asked for: mod.rs: whose and below what; context.rs: the
+//!               caller's, pure; settings.rs: where to, pure; otlp.rs: as bytes, pure; export.rs: the way
+//!               there; off.rs: in the place of all that without the feature `otel`
 //! ready.rs      when a descriptor is ready: told by the event loop, or looked for where that has no room
 //! reaper.rs     the only wait; spawns the daemon's children; `Watch` keeps exits that precede the pid
 //! meters.rs     what the daemon counts of its own work
@@ -77,7 +80,7 @@
 //! ```
 //!
 //! Calls go down: `main > cli > start|delete|info|node|daemon > service|manage > container >
-//! sandbox|runtime|rootfs|io|cgroup|events > reaper > meters > rpc|bundle|config|socket|rootless|wire|ids|error >
+//! sandbox|runtime|rootfs|io|cgroup|events > reaper > meters|trace > rpc|bundle|config|socket|rootless|wire|ids|error >
 //! sys`. `container` alone
 //! combines its siblings.
 //!
@@ -150,6 +153,8 @@ mod socket;
 mod start;
 #[expect(unsafe_code, reason = "the system calls that no safe wrapper covers; each has its proof")]
 mod sys;
+#[cfg_attr(not(feature = "otel"), path = "trace/off.rs")]
+mod trace;
 mod wire;
 
 /// The name under which containerd knows this shim.

@@ -22,6 +22,7 @@ use crate::meters::Meters;
 use crate::sys::child::{self, FileLimit, Streams};
 use crate::sys::pidfd::pidfd_open;
 use crate::sys::program::Starting;
+use crate::trace::Tracer;
 
 /// How and when a process ended. `status` is 0 to 255, or 128 + signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +56,7 @@ struct Inner {
     /// What the children get, where the daemon has taken more for itself.
     files: Option<FileLimit>,
     meters: Rc<Meters>,
+    tracer: Tracer,
     claimed: RefCell<HashMap<Pid, oneshot::Sender<Exit>>>,
     /// Those of [`Reaper::spawn_apart`].
     apart: RefCell<HashSet<Pid>>,
@@ -107,6 +109,11 @@ impl Reaper {
     /// What the daemon counts; whoever starts a child has something to count.
     pub(crate) fn meters(&self) -> &Rc<Meters> {
         &self.0.meters
+    }
+
+    /// What tells of the daemon's work elsewhere; whoever starts a child has something to tell.
+    pub(crate) fn tracer(&self) -> &Tracer {
+        &self.0.tracer
     }
 
     /// Reaps all children that have ended; call it on SIGCHLD.

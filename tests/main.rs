@@ -40,3 +40,4 @@ mod start;
 mod stats;
 mod streaming;
 mod task;
+mod tracing;

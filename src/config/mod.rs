@@ -12,6 +12,7 @@ mod section;
 mod seen;
 mod show;
 mod source;
+mod tracing;
 
 pub(crate) use body::shim_cgroup;
 pub(crate) use choices::choices;
@@ -22,6 +23,9 @@ pub(crate) use show::{check, show};
 pub(crate) use source::{
     CONFIG_ANNOTATION, Environment, RUNTIME_ANNOTATION, Request, load, machine,
 };
+pub(crate) use tracing::Tracing;
+#[cfg(feature = "otel")]
+pub(crate) use tracing::{Endpoint, Sampler, check_header};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -97,6 +101,8 @@ pub(crate) struct Config {
     pub(crate) io: Io,
     /// Whether the daemon answers questions about itself.
     pub(crate) management: bool,
+    /// Whether spans are sent, and where to.
+    pub(crate) tracing: Tracing,
     /// Single values under the names of runc's options; only `config_body` can have them.
     pub(crate) options: RuntimeOptions,
     /// What the configuration is, for errors that it leads to.
@@ -178,6 +184,7 @@ impl Default for Config {
             fuse_overlayfs: Choice::Auto,
             io: Io::default(),
             management: true,
+            tracing: Tracing::default(),
             options: RuntimeOptions::default(),
             origin: "built-in defaults".into(),
         }
@@ -205,6 +212,7 @@ impl Config {
         let fuse_overlayfs = top.take("fuse_overlayfs", default.fuse_overlayfs);
         let io = io::io(&mut top);
         let management = management(&mut top);
+        let tracing = tracing::tracing(&mut top);
         let mut runtimes = BTreeMap::new();
         for (name, place, table) in top.take_tables("runtimes") {
             let key = format!("runtimes.{}", show::key(&name));
@@ -217,7 +225,18 @@ impl Config {
         let runtime = asked.settle(&mut top, &runtimes);
         top.finish();
         let origin = default.origin;
-        Self { runtime, runtimes, deadlines, gate, fuse_overlayfs, io, management, options, origin }
+        Self {
+            runtime,
+            runtimes,
+            deadlines,
+            gate,
+            fuse_overlayfs,
+            io,
+            management,
+            tracing,
+            options,
+            origin,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::document::Source;
 use super::section::Setting;
 use super::source::{self, Origins, Request};
-use super::{Config, body, show};
+use super::{Config, body, show, tracing};
 use crate::error::Result;
 
 /// What stands for a value that may be secret.
@@ -47,11 +47,14 @@ impl Seen {
     pub(crate) fn text(&self) -> String {
         let mut settings = source::built_in().map(|loaded| loaded.settings).unwrap_or_default();
         show::overlay(&mut settings, self.settings.iter().cloned());
+        tracing::show_environment(&mut settings);
         show::text(&settings, &self.sources, true)
     }
 }
 
-/// Whether a table is the environment of a runtime, `runtimes.NAME.env`, and not a runtime of that name.
+/// Whether a table is the environment of a runtime, `runtimes.NAME.env`, and not a runtime of that name; or
+/// what a collector gets in headers.
 fn is_secret(table: &str) -> bool {
-    table.strip_prefix("runtimes.").is_some_and(|rest| rest.ends_with(".env"))
+    table == "tracing.headers"
+        || table.strip_prefix("runtimes.").is_some_and(|rest| rest.ends_with(".env"))
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use super::document::{Source, Via};
 use super::section::Setting;
 use super::source::{self, CONFIG_ANNOTATION, Environment, Origins, RUNTIME_ANNOTATION, Request};
+use super::tracing;
 use crate::cli::ConfigQuery;
 use crate::error::{Error, Result};
 use crate::runtime::table;
@@ -35,6 +36,7 @@ pub(crate) fn show(query: &ConfigQuery) -> Result<String> {
         table::select(&loaded.config, &options, Some(name))?;
         overlay(&mut loaded.settings, runtime_by_annotation(name));
     }
+    tracing::show_environment(&mut loaded.settings);
     Ok(text(&loaded.settings, &loaded.sources, query.origin))
 }
 

@@ -256,6 +256,7 @@ impl Containers {
         let request = Request { annotation, options, environment: &environment };
         let (config, seen) = config::load_seen(request, spec.annotation(RUNTIME_ANNOTATION))?;
         log::info!("configuration: {}", config.origin);
+        self.trace_as(&config);
         let config = Rc::new(config);
         self.config.replace(Some(config.clone()));
         self.seen.replace(seen);

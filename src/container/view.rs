@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Limit;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::container::{Containers, Process, Slot};
 use crate::ids::Pid;
 use crate::log::Timestamp;
@@ -182,6 +182,19 @@ impl Containers {
     /// The configuration that the pod has as text with origins, as its first container's Create saw it.
     pub(crate) fn seen_config(&self) -> Option<String> {
         self.config.borrow().as_ref().map(|_| self.seen.borrow().text())
+    }
+
+    /// Lets spans be sent, or not, as the pod's configuration says.
+    pub(super) fn trace_as(&self, config: &Config) {
+        self.reaper.tracer().decide(&config.tracing, self.namespace.as_str(), &self.group);
+    }
+
+    /// The same by the machine's configuration: of a pod that has a sandbox and no container yet.
+    pub(crate) fn decide_tracing(&self) {
+        match config::machine() {
+            Ok(config) => self.trace_as(&config),
+            Err(error) => log::debug!("it is left open whether spans are sent: {error}"),
+        }
     }
 
     /// What the pod, or the container on its own, may use, as its Create was told.

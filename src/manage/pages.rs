@@ -225,6 +225,10 @@ fn work(text: &mut Exposition, management: &Management) {
     for (name, help, count) in events {
         text.single(name, Kind::Counter, help, count.get());
     }
+    let (sent, lost) = containers.reaper.tracer().counts();
+    text.single("berth_spans_sent_total", Kind::Counter, "Spans that a collector took.", sent);
+    let help = "Spans that no collector took, or that there was no room for.";
+    text.single("berth_spans_lost_total", Kind::Counter, help, lost);
     let waiting = containers.events.waiting();
     text.single("berth_events_waiting", Kind::Gauge, "Events that wait for containerd.", waiting);
 }

@@ -30,6 +30,7 @@ pub(crate) use self::unmount::unmount_all;
 use crate::error::{Error, Result};
 use crate::rootless::in_user_namespace;
 use crate::sys::thread::blocking;
+use crate::trace::{self, Kind, Span};
 
 /// One mount, as containerd describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,18 +113,10 @@ where
     make_directory(&path)?;
     let mut guard = RootfsMount { rootfs: Some(path.clone()) };
     for component in components {
-        let component = Arc::new(component);
-        guard = match &component.way {
-            Way::Helper(helper) => component.mount_with(helper, &path, guard, &run).await?,
-            Way::Kernel(_) | Way::Either(_) => {
-                match component.clone().mount_on_thread(path.clone(), guard).await? {
-                    Outcome::Mounted(guard) => guard,
-                    Outcome::Refused(guard, error) => {
-                        component.fall_back(error, &path, guard, &run).await?
-                    }
-                }
-            }
-        };
+        let mut span = component.span();
+        let mounted = Arc::new(component).mount(&path, guard, &run).await;
+        span.note(&mounted);
+        guard = mounted?;
     }
     Ok(guard)
 }
@@ -147,6 +140,34 @@ impl Component {
             _ => Way::Kernel(options),
         };
         Ok(Self { number, mount, way })
+    }
+
+    /// The span of its mount.
+    fn span(&self) -> Span {
+        let mut span = trace::span(Kind::Internal, "mount");
+        span.set("berth.mount.type", self.mount.kind.as_str());
+        span.set("berth.mount.source", self.mount.source.as_str());
+        span.set("berth.mount.target", self.mount.target.as_str());
+        span
+    }
+
+    /// Mounts it in its way.
+    async fn mount<R>(
+        self: Arc<Self>,
+        rootfs: &Path,
+        guard: RootfsMount,
+        run: &R,
+    ) -> Result<RootfsMount>
+    where
+        R: AsyncFn(&Path, &[OsString]) -> Result<()>,
+    {
+        if let Way::Helper(helper) = &self.way {
+            return self.mount_with(helper, rootfs, guard, run).await;
+        }
+        match self.clone().mount_on_thread(rootfs.to_owned(), guard).await? {
+            Outcome::Mounted(guard) => Ok(guard),
+            Outcome::Refused(guard, error) => self.fall_back(error, rootfs, guard, run).await,
+        }
     }
 
     /// Has the kernel mount it. The guard goes along and comes back: it undoes everything on that
@@ -334,8 +355,9 @@ impl RootfsMount {
     pub(crate) async fn try_unmount(&mut self) -> Result<()> {
         let Some(rootfs) = self.rootfs.clone() else { return Ok(()) };
         let path = rootfs.clone();
+        let mut span = trace::span(Kind::Internal, "unmount");
         match blocking("rootfs-unmount", move || unmount_all(&path)).await {
-            Ok(result) => result?,
+            Ok(result) => result.inspect_err(|error| span.fail(error))?,
             Err(error) => {
                 log::warn!("no thread for it, unmounting at once: {error}");
                 unmount::unmount_within(&rootfs, Duration::ZERO)?;

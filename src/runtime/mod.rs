@@ -32,6 +32,7 @@ use crate::runtime::args::Checkpoint;
 use crate::runtime::output::Output;
 use crate::sys::child::{self, Streams, start_time};
 use crate::sys::pidfd::{pidfd_open, pidfd_send_signal};
+use crate::trace::{Kind, Span};
 
 /// How long a killed command may take to disappear; it is unkillable only in the kernel.
 const KILL_GRACE: Duration = Duration::from_secs(1);
@@ -251,13 +252,39 @@ impl Runtime {
                 (Some(output), streams)
             }
         };
+        let mut span = self.span(call, name);
+        let exit = self.spawn(call, name, &args, env, streams, &mut span).await;
+        let exit = exit.inspect_err(|error| span.fail(error))?;
+        call.ended.set(exit.nth);
+        span.set("process.exit.code", i64::from(exit.status));
+        if exit.status == 0 {
+            return Ok(());
+        }
+        let output = output.map(|output| output.text()).unwrap_or_default();
+        let message = failure::message(log.path(), &output);
+        let error = failure::error(self.name(), name, exit.status, message, Some(call.id));
+        span.fail(&error);
+        Err(error)
+    }
+
+    /// Runs a program to its end, as the command `name`.
+    async fn spawn(
+        &self,
+        call: &Call<'_>,
+        name: &'static str,
+        args: &[OsString],
+        env: &[(String, String)],
+        streams: Streams,
+        span: &mut Span,
+    ) -> Result<Exit> {
         let limit = self.deadlines.of(name);
         let mut command = call.reaper.meters().command(name, call.id, limit);
         let child = call
             .reaper
-            .spawn(&self.path, &args, call.bundle.dir(), env, streams)
+            .spawn(&self.path, args, call.bundle.dir(), env, streams)
             .map_err(|error| self.cannot_start(error))
             .inspect_err(|_| command.ended("not started"))?;
+        span.set("process.pid", i64::from(child.pid.get()));
         let what = || format!("`{} {name}`", self.name());
         let ended = ended(child, call.reaper, call.deadline, limit, what).await;
         let exit = ended.map_err(|failed| match failed {
@@ -271,15 +298,18 @@ impl Runtime {
                 error
             }
         })?;
-        call.ended.set(exit.nth);
         command.ended(if exit.status == 0 { "ok" } else { "failed" });
-        drop(command);
-        if exit.status == 0 {
-            return Ok(());
-        }
-        let output = output.map(|output| output.text()).unwrap_or_default();
-        let message = failure::message(log.path(), &output);
-        Err(failure::error(self.name(), name, exit.status, message, Some(call.id)))
+        Ok(exit)
+    }
+
+    /// The span of the command `name`.
+    fn span(&self, call: &Call<'_>, name: &'static str) -> Span {
+        let tracer = call.reaper.tracer();
+        let mut span = tracer.span(Kind::Client, || format!("{} {name}", self.name()));
+        span.set("process.executable.path", self.path.to_string_lossy());
+        span.set("berth.runtime.command", name);
+        span.set("container.id", call.id.as_str());
+        span
     }
 
     /// The program's name for messages.

@@ -3,7 +3,9 @@
 mod sandbox;
 mod streaming;
 mod task;
+mod trace;
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use protobuf::Message;
@@ -31,9 +33,11 @@ impl Services {
 impl Handler for Services {
     async fn call(self: Rc<Self>, request: Request, deadline: Option<Instant>) -> Result<Vec<u8>> {
         let began = Instant::now();
-        let result = self.dispatch(&request, deadline).await;
+        let mut span = trace::begin(&self.containers, &request);
+        let result = span.around(pin!(self.dispatch(&request, deadline))).await;
         let method = METHODS.iter().find(|known| **known == request.method);
         let code = result.as_ref().err().map_or(Code::OK, Error::code);
+        trace::end(&mut span, code, &result);
         let calls = &self.containers.reaper.meters().calls;
         calls.note(method.copied().unwrap_or("other"), name(code), began.elapsed());
         result

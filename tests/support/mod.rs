@@ -11,6 +11,8 @@ pub mod http;
 mod image;
 mod leaks;
 mod options;
+#[allow(dead_code, reason = "tests/bench has no use for it")]
+pub mod otlp;
 mod rpc;
 mod runtime;
 mod shim;

@@ -59,7 +59,24 @@ impl Task {
 
     /// Calls any method of any service.
     pub fn raw(&self, service: &str, method: &str, payload: Vec<u8>) -> Answer<Vec<u8>> {
+        self.raw_with(&[], service, method, payload)
+    }
+
+    /// The same with metadata.
+    pub fn raw_with(
+        &self,
+        metadata: &[(&str, &str)],
+        service: &str,
+        method: &str,
+        payload: Vec<u8>,
+    ) -> Answer<Vec<u8>> {
         let mut request = ttrpc::Request::new();
+        let pair = |&(key, value): &(&str, &str)| ttrpc::proto::KeyValue {
+            key: key.into(),
+            value: value.into(),
+            ..Default::default()
+        };
+        request.metadata = metadata.iter().map(pair).collect();
         request.service = service.to_owned();
         request.method = method.to_owned();
         request.timeout_nano = i64::try_from(self.limit.as_nanos()).unwrap();

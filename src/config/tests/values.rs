@@ -115,6 +115,11 @@ fn every_fault_is_named_with_its_line_and_what_to_do() {
                 "default runtime \"y\" does not exist (configured: x, runc, crun, youki, buildkit-runc)",
             ],
         ),
+        ("TLS", "[tracing]\nendpoint = \"https://x\"", &["tracing.endpoint: https needs TLS"]),
+        ("no URL", "[tracing]\nendpoint = \"x:4318\"", &["must be http://HOST:PORT"]),
+        ("sampler", "[tracing]\nsampler = \"some\"", &["unknown variant `some`"]),
+        ("ratio", "[tracing]\nratio = 1.5", &["tracing.ratio: must be between 0 and 1"]),
+        ("header", "[tracing.headers]\n\"a b\" = \"c\"", &["no name of an HTTP header"]),
         ("two defaults", "default_runtime = \"runc\"\nruntime = \"crun\"", &["together with"]),
         (
             "entry as program",
