@@ -74,7 +74,12 @@ impl Queue {
         (self.sent.get(), self.lost.get())
     }
 
-    fn take(&self) -> Vec<Vec<u8>> {
+    /// Whether so much waits that it would be sent.
+    pub(super) fn has_enough(&self) -> bool {
+        self.bytes.get() >= ENOUGH
+    }
+
+    pub(super) fn take(&self) -> Vec<Vec<u8>> {
         self.bytes.set(0);
         self.spans.take()
     }
@@ -92,7 +97,7 @@ impl Queue {
             self.due.notified().await;
         }
         let enough = async {
-            while self.bytes.get() < ENOUGH && !self.closing.get() {
+            while !self.has_enough() && !self.closing.get() {
                 self.due.notified().await;
             }
         };
@@ -130,6 +135,7 @@ pub(super) async fn run(queue: Rc<Queue>, settings: Settings, resource: Vec<(Str
 /// Sends one request; says how many of its spans were refused.
 async fn post(Settings { endpoint, headers, .. }: &Settings, body: &[u8]) -> io::Result<u64> {
     let mut stream = connect(endpoint).await?;
+    stream.set_nodelay(true)?; // or the body waits until the collector's side has acknowledged the head
     let Endpoint { host, port, path } = endpoint;
     let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     let mut head = format!(
@@ -173,7 +179,7 @@ async fn receive(stream: &mut TcpStream) -> io::Result<Answer> {
     }
 }
 
-/// `None` as long as something is missing.
+/// `None` as long as something is missing. Of a refusal the body does not matter, nor one that is too long.
 fn parse(bytes: &[u8]) -> Option<Answer> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
@@ -184,10 +190,13 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
         response.headers.iter().find(is_length).and_then(|header| {
             std::str::from_utf8(header.value).ok()?.trim().parse::<usize>().ok()
         });
-    let body = &bytes[head..];
-    let length = length.unwrap_or(0);
-    let body = body.get(..length)?.to_vec();
-    Some(Answer { status: response.code?, body })
+    let status = response.code?;
+    let is_read = |length: &usize| {
+        (200..300).contains(&status) && *length <= LONGEST_ANSWER.saturating_sub(head)
+    };
+    let length = length.filter(is_read).unwrap_or(0);
+    let body = bytes[head..].get(..length)?.to_vec();
+    Some(Answer { status, body })
 }
 
 async fn connect(Endpoint { host, port, .. }: &Endpoint) -> io::Result<TcpStream> {
@@ -259,7 +268,12 @@ mod tests {
     fn an_answer_has_a_status() {
         let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(MOST_HEADERS + 1));
         type Found<'a> = Option<(u16, &'a [u8])>;
-        let cases: [(_, &[u8], Found<'_>); 8] = [
+        let long = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONGEST_ANSWER}\r\n\r\n");
+        let most = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", usize::MAX);
+        let cases: [(_, &[u8], Found<'_>); 11] = [
+            ("a refusal", b"HTTP/1.1 503 x\r\nContent-Length: 9\r\n\r\nso", Some((503, b""))),
+            ("too long a body", long.as_bytes(), Some((200, b""))),
+            ("the longest", most.as_bytes(), Some((200, b""))),
             ("plain", b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbody", Some((200, b"body"))),
             ("half a body", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbod", None),
             ("no length", b"HTTP/1.1 200 OK\r\na: b\r\n\r\nbody", Some((200, b""))),
