@@ -360,7 +360,8 @@ impl RootfsMount {
             Ok(result) => result.inspect_err(|error| span.fail(error))?,
             Err(error) => {
                 log::warn!("no thread for it, unmounting at once: {error}");
-                unmount::unmount_within(&rootfs, Duration::ZERO)?;
+                unmount::unmount_within(&rootfs, Duration::ZERO)
+                    .inspect_err(|error| span.fail(error))?;
             }
         }
         self.rootfs = None;

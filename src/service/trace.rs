@@ -1,6 +1,8 @@
-//! Spans of requests, by OpenTelemetry's [conventions for RPC] and as containerd's own side names them.
+//! Spans of requests, by OpenTelemetry's [conventions for RPC] of version 1.37, as [containerd's client] has
+//! them: the two spans of a call are found by the same attributes. Later ones name some of them otherwise.
 //!
-//! [conventions for RPC]: https://opentelemetry.io/docs/specs/semconv/rpc/rpc-spans/
+//! [conventions for RPC]: https://github.com/open-telemetry/semantic-conventions/blob/v1.37.0/docs/rpc/rpc-spans.md
+//! [containerd's client]: https://github.com/containerd/otelttrpc
 
 use protobuf::CodedInputStream;
 use ttrpc::Code;
@@ -73,9 +75,6 @@ pub(super) fn end<T>(span: &mut Span, code: Code, result: &Result<T>) {
         return;
     }
     span.set("rpc.ttrpc.status_code", code as i64);
-    if code != Code::OK {
-        span.set("error.type", name(code));
-    }
     // The others are the caller's fault, or what it wanted to know.
     let ours = [
         Code::UNKNOWN,
@@ -86,6 +85,7 @@ pub(super) fn end<T>(span: &mut Span, code: Code, result: &Result<T>) {
         Code::DATA_LOSS,
     ];
     if ours.contains(&code) {
+        span.set("error.type", name(code));
         span.note(result);
     }
 }
