@@ -54,6 +54,7 @@ fn a_containers_life_is_a_tree() {
     let log = shim.log().text();
     assert!(log.contains("spans are sent to 127.0.0.1:"), "{log}");
     assert!(!log.contains("s3cret") && !config.contains("s3cret"));
+    assert!(config.contains("service_name = \"berth\" "), "not containerd's: {config}");
     let pid = shim.pid();
     shim.end();
 
@@ -114,7 +115,10 @@ fn a_containers_life_is_a_tree() {
             ("containerd.namespace", "tests".into()),
             ("containerd.sandbox_id", "c".into()),
             ("process.pid", pid.to_string()),
+            ("host.name", nix::unistd::gethostname().unwrap().into_string().unwrap()),
+            ("service.version", env!("CARGO_PKG_VERSION").into()),
         ];
+        assert_eq!(resource["service.instance.id"].len(), 36);
         for (key, value) in expected {
             assert_eq!(resource.get(key), Some(&value), "{key}");
         }

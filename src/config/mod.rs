@@ -25,7 +25,7 @@ pub(crate) use source::{
 };
 pub(crate) use tracing::Tracing;
 #[cfg(feature = "otel")]
-pub(crate) use tracing::{Endpoint, Sampler, check_header};
+pub(crate) use tracing::{DISABLED, Endpoint, Sampler, check_header, is_containerds};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -81,7 +81,8 @@ pub(crate) fn check(file: &Path) -> Result<String, String> {
         other => other.to_string(),
     })?;
     let names: Vec<&str> = loaded.sources.iter().map(|source| source.name.as_str()).collect();
-    Ok(format!("{}: no fault found\n", names.join(", ")))
+    let remark = loaded.config.tracing.remark(cfg!(feature = "otel"));
+    Ok(format!("{}: no fault found\n{remark}", names.join(", ")))
 }
 
 /// The path as another process would name it.

@@ -10,6 +10,9 @@ use super::section::{Section, Setting};
 /// What a collector's address is followed by, for spans.
 const PATH: &str = "/v1/traces";
 
+/// It is `true` where all is switched off.
+pub(crate) const DISABLED: &str = "OTEL_SDK_DISABLED";
+
 /// Keys, and the variable of OpenTelemetry that counts where a key is not set. Of two the first that is set.
 const VARIABLES: [(&str, &str); 5] = [
     ("endpoint", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
@@ -32,6 +35,21 @@ pub(crate) struct Tracing {
     pub(crate) service_name: Option<String>,
     /// Sent with each request; may be secret.
     pub(crate) headers: BTreeMap<String, String>,
+}
+
+impl Tracing {
+    /// Whether the configuration itself names a collector.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.endpoint.as_ref().is_some_and(|url| !url.is_empty())
+    }
+
+    /// What to say of it to whoever checks a file; `can_send` says whether this program was built with it.
+    pub(super) fn remark(&self, can_send: bool) -> &'static str {
+        match self.is_asked_for() && !can_send {
+            true => "tracing: this berth was built without the feature otel and sends no spans\n",
+            false => "",
+        }
+    }
 }
 
 /// Which traces are recorded, as OpenTelemetry names it.
@@ -150,23 +168,55 @@ pub(super) fn tracing(top: &mut Section<'_>) -> Tracing {
     tracing
 }
 
+/// Whether the name of a service is the one that containerd gives itself, in the environment that it hands on.
+pub(crate) fn is_containerds(name: &str) -> bool {
+    name == "containerd"
+}
+
 /// Shows what the environment says in the place of what the configuration leaves to it.
 pub(super) fn show_environment(settings: &mut [Setting]) {
-    let is_unset = |setting: &&mut Setting| setting.table == "tracing" && setting.place.is_none();
-    for setting in settings.iter_mut().filter(is_unset) {
+    show_variables(settings, |name| env::var(name).ok());
+}
+
+fn show_variables(settings: &mut [Setting], var: impl Fn(&str) -> Option<String>) {
+    let is_off = var(DISABLED).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    for setting in settings.iter_mut().filter(|setting| setting.table == "tracing") {
+        if is_off && setting.key == "endpoint" {
+            setting.value = Some("".into());
+            setting.place = Some(format!("environment variable {DISABLED}"));
+        }
+        if setting.place.is_some() {
+            continue;
+        }
         let variables = VARIABLES.iter().filter(|(key, _)| *key == setting.key);
-        let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        let set = |name: &str| var(name).filter(|value| !value.is_empty());
         let mut found = variables.filter_map(|(_, name)| Some((name, set(name)?)));
-        if let Some((name, value)) = found.next() {
-            let hidden = value.contains('@'); // a user and a password, which make it invalid
-            setting.value = Some(if hidden { "(not shown)".into() } else { value.into() });
+        let Some((name, text)) = found.next() else { continue };
+        if let Some(value) = value(&setting.key, text) {
+            setting.value = Some(value);
             setting.place = Some(format!("environment variable {name}"));
         }
     }
 }
 
+/// What a variable makes of `key`; `None` if it is ignored there.
+fn value(key: &str, text: String) -> Option<serde_json::Value> {
+    match key {
+        // What is none may have a password, and nothing is sent to it.
+        "endpoint" if Endpoint::parse(&text).is_err() => Some("(not shown)".into()),
+        "ratio" => {
+            let ratio = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio))?;
+            Some(ratio.into())
+        }
+        "service_name" if is_containerds(&text) => None,
+        _ => Some(text.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -204,6 +254,51 @@ mod tests {
             }
         }
         assert_eq!(Endpoint::parse("http://h:1/x").unwrap().path, "/x");
+    }
+
+    #[test]
+    fn who_checks_a_file_hears_that_it_asks_for_too_much() {
+        let at = |url: &str| Tracing { endpoint: Some(url.into()), ..Tracing::default() };
+        assert!(at("http://h").remark(false).contains("without the feature otel"));
+        for quiet in [at("http://h").remark(true), at("").remark(false)] {
+            assert_eq!(quiet, "");
+        }
+        assert_eq!(Tracing::default().remark(false), "");
+    }
+
+    #[test]
+    fn the_environment_is_shown_as_far_as_it_counts() {
+        let endpoints = [VARIABLES[0].1, VARIABLES[1].1];
+        let cases = [
+            ("endpoint", endpoints[1], "http://h:1", Some(json!("http://h:1"))),
+            ("endpoint", endpoints[0], "http://h:1/x", Some(json!("http://h:1/x"))),
+            ("endpoint", endpoints[1], "http://u:s3cret@h", Some(json!("(not shown)"))),
+            ("endpoint", endpoints[1], "http://h/?key=s3cret", Some(json!("(not shown)"))),
+            ("endpoint", endpoints[1], "", None),
+            ("ratio", "OTEL_TRACES_SAMPLER_ARG", "0.25", Some(json!(0.25))),
+            ("ratio", "OTEL_TRACES_SAMPLER_ARG", "some", None),
+            ("sampler", "OTEL_TRACES_SAMPLER", "always_off", Some(json!("always_off"))),
+            ("service_name", "OTEL_SERVICE_NAME", "x", Some(json!("x"))),
+            ("service_name", "OTEL_SERVICE_NAME", "containerd", None),
+        ];
+        for (key, name, text, expected) in cases {
+            let place = expected.as_ref().map(|_| format!("environment variable {name}"));
+            let setting = |value, place| Setting {
+                table: "tracing".into(),
+                key: key.into(),
+                value: Some(value),
+                place,
+            };
+            let var = |asked: &str| (asked == name).then(|| text.to_owned());
+            let default = || json!("default");
+            let mut shown = [setting(default(), None), setting(default(), Some("x:1".into()))];
+            show_variables(&mut shown, var);
+            let own = setting(default(), Some("x:1".into()));
+            assert_eq!(shown, [setting(expected.unwrap_or_else(default), place), own], "{text}");
+            show_variables(&mut shown, |asked| (asked == DISABLED).then(|| "True".to_owned()));
+            let is_off = shown.iter().all(|one| one.value == Some(json!("")));
+            assert_eq!(is_off, key == "endpoint", "{key}");
+        }
     }
 
     #[test]

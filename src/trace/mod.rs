@@ -86,6 +86,14 @@ impl Ids {
     fn trace(&self) -> TraceId {
         (u128::from(self.next()) << 64 | u128::from(self.next())).to_be_bytes()
     }
+
+    /// A UUID of version 4.
+    fn uuid(&self) -> String {
+        let [high, low] = [self.next(), self.next()];
+        let (first, second, third) = (high >> 32, high >> 16 & 0xffff, high & 0xfff | 0x4000);
+        let (fourth, fifth) = (low >> 48 & 0x3fff | 0x8000, low & 0xffff_ffff_ffff);
+        format!("{first:08x}-{second:04x}-{third:04x}-{fourth:04x}-{fifth:012x}")
+    }
 }
 
 /// The span below which the running task works.
@@ -143,17 +151,18 @@ impl Tracer {
         if !self.records_root() {
             inner.queue.clear();
         }
-        let host = nix::unistd::gethostname().unwrap_or_default();
         let own = [
             ("service.version", Value::from(env!("CARGO_PKG_VERSION"))),
-            ("host.name", host.to_string_lossy().into()),
+            ("service.instance.id", inner.ids.uuid().as_str().into()),
             ("process.pid", i64::from(std::process::id()).into()),
         ];
-        let own = own.into_iter().chain(about).map(|(key, value)| (key.to_owned(), value));
-        let asked =
-            settings.resource.iter().map(|(key, value)| (key.clone(), value.as_str().into()));
-        let resource = asked.chain(own).collect();
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        let own: Vec<_> = own.into_iter().chain(about).collect();
+        let resource = settings.resource(own, &host.to_string_lossy());
         log::info!("spans are sent to {}:{}", settings.endpoint.host, settings.endpoint.port);
+        for name in &settings.ignored {
+            log::warn!("{name} is ignored: it is not what it must be");
+        }
         let exporter = spawn_local(export::run(inner.queue.clone(), settings, resource));
         inner.exporter.replace(Some(exporter));
     }

@@ -22,7 +22,10 @@ pub(crate) enum Kind {
 impl Tracer {
     /// Says that what was asked for is not there.
     pub(crate) fn decide(&self, config: &Tracing, _namespace: &str, _sandbox: &str) {
-        if config.endpoint.as_ref().is_some_and(|url| !url.is_empty()) {
+        const VARIABLES: [&str; 2] =
+            ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+        let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        if config.is_asked_for() || config.endpoint.is_none() && VARIABLES.iter().any(is_set) {
             log::warn!("no spans are sent: berth was built without the feature otel");
         }
     }

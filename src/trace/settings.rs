@@ -5,19 +5,19 @@
 //!
 //! [variables]: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
 use super::context::TraceId;
-use crate::config::{Endpoint, Sampler, Tracing, check_header};
+use super::otlp::Value;
+use crate::config::{DISABLED, Endpoint, Sampler, Tracing, check_header, is_containerds};
 
 /// How long one export may take, unless a variable says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// And at most.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// What containerd sets for itself.
-const CONTAINERD: &str = "containerd";
 
 /// All that is decided once.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +28,28 @@ pub(super) struct Settings {
     pub(super) resource: Vec<(String, String)>,
     pub(super) timeout: Duration,
     pub(super) rule: Rule,
+    /// Variables that are not what they must be, and are as if they were not set.
+    pub(super) ignored: Vec<&'static str>,
+}
+
+impl Settings {
+    /// The attributes of all spans together: what is asked for, but for what only the process itself knows, its
+    /// `own`; the name of the `host` if nobody names it otherwise.
+    pub(super) fn resource(
+        &self,
+        own: Vec<(&'static str, Value)>,
+        host: &str,
+    ) -> Vec<(String, Value)> {
+        const HOST: &str = "host.name";
+        let is_named = self.resource.iter().any(|(key, _)| key == HOST);
+        let host = (!is_named).then(|| (HOST, host.into()));
+        let is_asked = |(key, _): &&(String, String)| own.iter().all(|(known, _)| key != known);
+        let asked = self.resource.iter().filter(is_asked);
+        let asked: Vec<_> =
+            asked.map(|(key, value)| (key.clone(), value.as_str().into())).collect();
+        let own = own.into_iter().chain(host).map(|(key, value)| (key.to_owned(), value));
+        asked.into_iter().chain(own).collect()
+    }
 }
 
 /// Which traces are recorded.
@@ -64,7 +86,7 @@ pub(super) fn settings(
     let var = |name: &str| var(name).filter(|value| !value.is_empty());
     let first =
         |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, var(name)?)));
-    if var("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+    if var(DISABLED).is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return Ok(None);
     }
     let endpoint = match &config.endpoint {
@@ -87,25 +109,41 @@ pub(super) fn settings(
                 "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
                 "OTEL_EXPORTER_OTLP_PROTOCOL",
             ]))?;
-            let read = if name == ONE[0] { Endpoint::parse } else { Endpoint::of_collector };
-            read(&url).map_err(|why| format!("{name} {why}"))?
+            let parse = if name == ONE[0] { Endpoint::parse } else { Endpoint::of_collector };
+            parse(&url).map_err(|why| format!("{name} {why}"))?
         }
     };
-    let headers = match config.headers.is_empty() {
+    // Those of the environment may be a key to the collector that it names, and not to another.
+    let headers = match config.headers.is_empty() && config.endpoint.is_none() {
         false => config.headers.clone().into_iter().collect(),
         true => first(["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"])
             .map_or(Ok(Vec::new()), |(name, list)| headers(name, &list))?,
     };
+    let mut ignored = Vec::new();
     let timeout = first(["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"])
-        .and_then(|(_, millis)| millis.parse().ok().map(Duration::from_millis))
-        .filter(|timeout| !timeout.is_zero());
-    Ok(Some(Settings {
-        endpoint,
-        headers,
-        resource: resource(config, var),
-        timeout: timeout.unwrap_or(TIMEOUT).min(LONGEST_TIMEOUT),
-        rule: rule(config, var)?,
-    }))
+        .and_then(|(name, millis)| read(name, &millis, is_timeout, &mut ignored));
+    let timeout = timeout.map_or(TIMEOUT, Duration::from_millis).min(LONGEST_TIMEOUT);
+    let resource = resource(config, var, &mut ignored);
+    let rule = rule(config, var, &mut ignored)?;
+    Ok(Some(Settings { endpoint, headers, resource, timeout, rule, ignored }))
+}
+
+/// A variable's value, unless that is to be ignored.
+fn read<T: FromStr>(
+    name: &'static str,
+    text: &str,
+    is_valid: impl Fn(&T) -> bool,
+    ignored: &mut Vec<&'static str>,
+) -> Option<T> {
+    let value = text.parse().ok().filter(is_valid);
+    if value.is_none() {
+        ignored.push(name);
+    }
+    value
+}
+
+fn is_timeout(millis: &u64) -> bool {
+    *millis > 0
 }
 
 fn check_protocol(found: Option<(&str, String)>) -> Result<(), String> {
@@ -125,11 +163,25 @@ fn headers(name: &str, list: &str) -> Result<Vec<(String, String)>, String> {
     Ok(headers)
 }
 
-fn resource(config: &Tracing, var: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
+/// Each key once: of several values the last one.
+fn resource(
+    config: &Tracing,
+    var: impl Fn(&str) -> Option<String>,
+    ignored: &mut Vec<&'static str>,
+) -> Vec<(String, String)> {
     const NAME: &str = "service.name";
-    let mut resource =
-        var("OTEL_RESOURCE_ATTRIBUTES").and_then(|list| pairs(&list)).unwrap_or_default();
-    let own = var("OTEL_SERVICE_NAME").filter(|name| name != CONTAINERD);
+    const LIST: &str = "OTEL_RESOURCE_ATTRIBUTES";
+    let list = var(LIST).unwrap_or_default();
+    let found = pairs(&list).unwrap_or_else(|| {
+        ignored.push(LIST);
+        Vec::new()
+    });
+    let mut resource: Vec<(String, String)> = Vec::with_capacity(found.len() + 1);
+    for pair in found {
+        resource.retain(|(key, _)| *key != pair.0);
+        resource.push(pair);
+    }
+    let own = var("OTEL_SERVICE_NAME").filter(|name| !is_containerds(name));
     let name = config.service_name.clone().or(own);
     if let Some(name) = name {
         resource.retain(|(key, _)| key != NAME);
@@ -140,15 +192,20 @@ fn resource(config: &Tracing, var: impl Fn(&str) -> Option<String>) -> Vec<(Stri
     resource
 }
 
-fn rule(config: &Tracing, var: impl Fn(&str) -> Option<String>) -> Result<Rule, String> {
+fn rule(
+    config: &Tracing,
+    var: impl Fn(&str) -> Option<String>,
+    ignored: &mut Vec<&'static str>,
+) -> Result<Rule, String> {
+    const PART: &str = "OTEL_TRACES_SAMPLER_ARG";
     let word = |word: String| {
         serde_json::from_value(word.as_str().into())
             .map_err(|_| format!("OTEL_TRACES_SAMPLER = {word:?}: berth does not have it"))
     };
     let asked = var("OTEL_TRACES_SAMPLER").filter(|_| config.sampler.is_none()).map(word);
     let sampler = config.sampler.or(asked.transpose()?).unwrap_or_default();
-    let number = |word: String| word.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
-    let ratio = config.ratio.or_else(|| var("OTEL_TRACES_SAMPLER_ARG").and_then(number));
+    let is_part = |ratio: &f64| (0.0..=1.0).contains(ratio);
+    let ratio = config.ratio.or_else(|| read(PART, &var(PART)?, is_part, ignored));
     Ok(Rule { sampler, ratio: ratio.unwrap_or(1.0) })
 }
 
@@ -245,7 +302,10 @@ mod tests {
         ];
         let pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
         let found = of(&at("http://h"), &vars).unwrap().unwrap();
-        assert_eq!(found.headers, [("authorization", "Bearer x"), ("b", "1")].map(pair));
+        assert_eq!(found.headers, [], "the keys of another collector");
+        let with_endpoint = [&vars[..], &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://h")]].concat();
+        let own = of(&Tracing::default(), &with_endpoint).unwrap().unwrap();
+        assert_eq!(own.headers, [("authorization", "Bearer x"), ("b", "1")].map(pair));
         let environment = ("deployment.environment", "test");
         assert_eq!(found.resource, [environment, ("service.name", "other")].map(pair));
         assert_eq!(found.timeout, Duration::from_millis(250));
@@ -267,9 +327,55 @@ mod tests {
     }
 
     #[test]
+    fn a_resource_has_each_key_once() {
+        let list = "host.name=other,process.pid=1,service.version=x,service.version=y,k=v";
+        let found = of(&at("http://h"), &[("OTEL_RESOURCE_ATTRIBUTES", list)]).unwrap().unwrap();
+        let plain = of(&at("http://h"), &[]).unwrap().unwrap();
+        let texts = |settings: &Settings| -> Vec<String> {
+            let pairs = settings.resource(vec![("process.pid", 7.into())], "own");
+            let text = |(key, value): (String, Value)| match value {
+                Value::Text(text) => format!("{key}={text}"),
+                Value::Number(number) => format!("{key}={number}"),
+            };
+            pairs.into_iter().map(text).collect()
+        };
+        let asked = ["host.name=other", "service.version=y", "k=v", "service.name=berth"];
+        assert_eq!(texts(&found), [&asked[..], &["process.pid=7"]].concat());
+        assert_eq!(texts(&plain), ["service.name=berth", "process.pid=7", "host.name=own"]);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_ignored_and_named() {
+        let sampler = "OTEL_TRACES_SAMPLER_ARG";
+        let (timeout, resource) = ("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_RESOURCE_ATTRIBUTES");
+        let cases = [
+            (sampler, "0.5", None),
+            (sampler, "half", Some(sampler)),
+            (sampler, "1.5", Some(sampler)),
+            (sampler, "nan", Some(sampler)),
+            (timeout, "1", None),
+            (timeout, "0", Some(timeout)),
+            (timeout, "10s", Some(timeout)),
+            (resource, "a=1,a=2,b=%20", None),
+            (resource, "a=1,b", Some(resource)),
+        ];
+        for (name, value, ignored) in cases {
+            let found = of(&at("http://h"), &[(name, value)]).unwrap().unwrap();
+            assert_eq!(found.ignored, Vec::from_iter(ignored), "{name}={value}");
+            let keys = found.resource.iter().filter(|(key, _)| key == "a").count();
+            assert_eq!(keys, usize::from(value.starts_with("a=1,a=2")), "{name}={value}");
+            if ignored.is_some() {
+                assert_eq!((found.timeout, found.rule.ratio), (TIMEOUT, 1.0), "{name}={value}");
+            }
+        }
+    }
+
+    #[test]
     fn a_bad_header_is_not_quoted() {
         for list in ["s3cret", "a=s3cret%0d%0ab: c", "=s3cret", "a b=s3cret", "a=s3cret%ff"] {
-            let why = of(&at("http://h"), &[("OTEL_EXPORTER_OTLP_HEADERS", list)]).unwrap_err();
+            let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://h");
+            let vars = [endpoint, ("OTEL_EXPORTER_OTLP_HEADERS", list)];
+            let why = of(&Tracing::default(), &vars).unwrap_err();
             assert!(why.contains("OTEL_EXPORTER_OTLP_HEADERS") && !why.contains("s3cret"), "{why}");
         }
     }
