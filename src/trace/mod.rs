@@ -13,6 +13,8 @@ mod otlp;
 #[path = "../../tests/support/otlp.rs"]
 mod proto;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
@@ -148,7 +150,7 @@ impl Tracer {
         let about =
             [("containerd.namespace", namespace.into()), ("containerd.sandbox_id", sandbox.into())];
         root.attributes.replace(about.to_vec());
-        if !self.records_root() {
+        if !self.records(&root.context) {
             inner.queue.clear();
         }
         let own = [
@@ -188,7 +190,7 @@ impl Tracer {
             Some(remote) => {
                 let sampled = match self.0.phase.get() {
                     Phase::On(rule) => rule.records(&remote.trace, Some(remote.sampled)),
-                    _ => true,
+                    _ => remote.sampled,
                 };
                 let link = (root.trace != remote.trace).then_some(root);
                 self.open(Context { sampled, ..remote }, true, link, name(), Kind::Server)
@@ -234,26 +236,33 @@ impl Tracer {
     /// The sandbox's span, in the trace of `parent` if it is the first one.
     fn root(&self, parent: Option<&Context>) -> &Root {
         self.0.root.get_or_init(|| {
-            let (trace, state) = match parent {
-                Some(parent) => (parent.trace, parent.state.clone()),
-                None => (self.0.ids.trace(), "".into()),
+            let span = self.0.ids.span();
+            let context = match parent {
+                Some(parent) => Context { span, ..parent.clone() },
+                None => {
+                    Context { trace: self.0.ids.trace(), span, sampled: true, state: "".into() }
+                }
             };
-            let context = Context { trace, span: self.0.ids.span(), sampled: true, state };
             Root { context, parent: parent.cloned(), attributes: RefCell::default() }
         })
     }
 
     /// The sandbox's span for those below it.
     fn below_root(&self) -> Context {
-        Context { sampled: self.records_root(), ..self.root(None).context.clone() }
+        let context = &self.root(None).context;
+        let sampled = match self.0.phase.get() {
+            Phase::Undecided => context.sampled,
+            _ => self.records(context),
+        };
+        Context { sampled, ..context.clone() }
     }
 
-    fn records_root(&self) -> bool {
-        let Root { context, parent, .. } = self.root(None);
+    /// Whether a span is recorded of which nothing is known but what its caller says, if it has one.
+    fn records(&self, context: &Context) -> bool {
+        let root = self.root(None);
+        let has_caller = root.parent.is_some() || root.context.trace != context.trace;
         match self.0.phase.get() {
-            Phase::On(rule) => {
-                rule.records(&context.trace, parent.as_ref().map(|parent| parent.sampled))
-            }
+            Phase::On(rule) => rule.records(&context.trace, has_caller.then_some(context.sampled)),
             Phase::Undecided => true,
             Phase::Off => false,
         }
@@ -269,10 +278,10 @@ impl Tracer {
         let exporter = self.0.exporter.take();
         let Some(exporter) = exporter else { return };
         let Root { context, parent, attributes } = self.root(None);
-        if self.records_root() {
+        if self.records(context) {
             let (at, clock) = self.0.began;
             self.0.queue.push(otlp::span(&Ended {
-                context,
+                context: &Context { sampled: true, ..context.clone() },
                 parent: parent.as_ref().map(|parent| parent.span),
                 is_remote: parent.is_some(),
                 link: None,
@@ -307,7 +316,7 @@ struct Open {
     parent: SpanId,
     is_remote: bool,
     link: Option<Context>,
-    /// It began before it was known whether there are to be spans.
+    /// It began before it was known whether there are to be spans: its `context` is as the caller has it.
     is_early: bool,
     name: String,
     kind: Kind,
@@ -358,7 +367,7 @@ impl Span {
 impl Open {
     fn is_wanted(&self) -> bool {
         match self.is_early {
-            true => self.tracer.records_root(),
+            true => self.tracer.records(&self.context),
             false => self.context.sampled,
         }
     }
@@ -366,9 +375,11 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        if !self.is_wanted() {
+        let is_full = self.tracer.is_undecided() && self.tracer.0.queue.has_enough();
+        if is_full || !self.is_wanted() {
             return;
         }
+        self.context.sampled = true;
         let (at, clock) = self.began;
         self.tracer.0.queue.push(otlp::span(&Ended {
             context: &self.context,
