@@ -93,6 +93,12 @@ fn a_containers_life_is_a_tree() {
     assert_eq!(details(first), (2, "c  Start 0".into(), None));
     assert_eq!(details(second), (2, "c e Start 0".into(), None));
     assert_eq!(details(spans.one(&format!("{TASK}/State"))), (2, "other  State 5".into(), None));
+    let error = |method: &str| {
+        let span = spans.one(&format!("{TASK}/{method}"));
+        attributes(&span.attributes).get("error.type").cloned()
+    };
+    let pause = error("Pause").expect("a runtime's failure is one");
+    assert_eq!((pause.as_str(), error("State")), ("UNKNOWN", None), "a caller's mistake");
     let pause = spans.one("runtime.sh pause");
     assert_eq!(attributes(&pause.attributes)["process.exit.code"], "1");
     let status = pause.status.as_ref().unwrap();
