@@ -154,6 +154,55 @@ fn what_was_left_behind_is_found_and_mended() {
     living.end();
 }
 
+#[test]
+fn what_another_shim_may_have_is_left_alone_while_containerd_is_down() {
+    if skipped("doctor") {
+        return;
+    }
+    let host = host();
+    let listener = |name: &str| UnixListener::bind(host.dir().join("s").join(name)).unwrap();
+    let address = |name: &str| format!("unix://{}", host.dir().join("s").join(name).display());
+    fs::create_dir_all(host.dir().join("s")).unwrap();
+    let file = host.dir().join("s/notes");
+    fs::write(&file, "").unwrap();
+    age(&file);
+    // Each container of a pod has its bundle; the shim works in the first. containerd 1 and 2 have it written down.
+    let listeners = [listener("one"), listener("two")];
+    let bundles = ["one", "two", "pods", ".removed"].map(|id| host.bundle(id));
+    for bundle in &bundles {
+        fs::create_dir_all(bundle.join("rootfs")).unwrap();
+        mount(Some("t"), &bundle.join("rootfs"), Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .unwrap();
+    }
+    fs::write(bundles[0].join("address"), address("one")).unwrap();
+    let two = format!("{{\"version\":3,\"address\":{:?},\"protocol\":\"ttrpc\"}}", address("two"));
+    fs::write(bundles[1].join("bootstrap.json"), two).unwrap();
+    bundles.iter().for_each(|bundle| age(bundle));
+    let shim = host.dir().join("containerd-shim-other-v1");
+    fs::copy("/bin/sleep", &shim).unwrap();
+    let pod = host.bundle("pod");
+    fs::create_dir_all(&pod).unwrap();
+    let mut shim = Command::new(shim).arg("1000").current_dir(&pod).spawn().unwrap();
+
+    let (code, told) = report(&mut doctor(&host, &["-fix"]));
+    let mounted = |bundle: &Path| host.mounts().contains(&bundle.join("rootfs"));
+    let untouched = bundles.iter().all(|bundle| mounted(bundle)) && file.exists();
+    shim.kill().unwrap();
+    shim.wait().unwrap();
+    drop(listeners);
+    assert_eq!((code, left_behind(&told)), (0, vec!["nothing"]), "{told:#}");
+    assert!(untouched, "{told:#}");
+
+    age(&host.dir().join("s/one"));
+    age(&host.dir().join("s/two"));
+    let (_, sick) = report(&mut doctor(&host, &["-fix"]));
+    assert_eq!(left_behind(&sick), ["nothing"], "{sick:#}");
+    assert!(sick["done"].as_array().unwrap().len() >= 3, "{sick:#}");
+    assert_eq!([0, 1, 2, 3].map(|one| mounted(&bundles[one])), [false, false, false, true]);
+    assert!(file.exists());
+    umount2(&bundles[3].join("rootfs"), MntFlags::MNT_DETACH).unwrap();
+}
+
 /// Plays containerd: each call is answered with the message that `answer` gives for the request.
 fn containerd(path: &Path, answer: impl Fn(&str) -> Vec<u8> + Send + 'static) {
     let listener = UnixListener::bind(path).unwrap();

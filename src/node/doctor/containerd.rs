@@ -12,7 +12,8 @@ use super::Level::{Fault, Note, Ok, Warn};
 use super::Topic::Containerd;
 use super::grpc::{self, Failure};
 use super::leftovers::Scope;
-use super::processes::same_mounts;
+use super::mend::quoted;
+use super::processes::{same_mounts, same_user};
 use super::{Finding, look, runtimes};
 use crate::NAME;
 use crate::config::Environment;
@@ -38,9 +39,17 @@ pub(super) struct Daemon {
     pub(super) state: PathBuf,
 }
 
-/// Every containerd within `scope`, and what there is to say of them.
-pub(super) fn look(scope: &Scope) -> (Vec<Daemon>, Vec<Finding>) {
-    let (daemons, mut findings) = (daemons(scope), vec![installed()]);
+impl Daemon {
+    /// One whose process is not seen, with the usual socket of its state directory.
+    pub(super) fn hidden(state: &Path) -> Self {
+        let address = state.join("containerd.sock");
+        Self { pid: None, config: CONFIG.into(), address, state: state.to_owned() }
+    }
+}
+
+/// What there is to say of these.
+pub(super) fn look(daemons: &[Daemon]) -> Vec<Finding> {
+    let mut findings = vec![installed()];
     let looking: Vec<_> = daemons
         .iter()
         .cloned()
@@ -55,7 +64,7 @@ pub(super) fn look(scope: &Scope) -> (Vec<Daemon>, Vec<Finding>) {
         let finding = Finding::new(Containerd, Note, "no containerd runs");
         findings.push(finding.why("what nobody can ask it about is judged by the files alone"));
     }
-    (daemons, findings)
+    findings
 }
 
 /// The program on PATH.
@@ -81,38 +90,40 @@ fn installed() -> Finding {
     }
 }
 
-/// Those that run in our mount namespace, and the one that the command line names.
-fn daemons(scope: &Scope) -> Vec<Daemon> {
-    let mut found: Vec<Daemon> = child::all()
-        .filter(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/comm"))
-                .is_ok_and(|name| name.trim_end() == "containerd")
-        })
-        .filter(|pid| child::runs(*pid) && same_mounts(*pid))
-        .filter_map(|pid| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            let args =
-                line.split(|&byte| byte == 0).skip(1).map(|word| OsString::from_vec(word.to_vec()));
-            let args: Vec<_> = args.collect();
-            let config = flag(&args, &["c", "config"]).map_or(CONFIG.into(), PathBuf::from);
-            let file = config.clone();
-            let text = look::bounded(move || fs::read_to_string(file)).and_then(Result::ok);
-            Some(daemon(pid, &args, config, &text.unwrap_or_default()))
-        })
-        .filter(|daemon| scope.includes(&daemon.state))
-        .collect();
+/// Those that run in our mount namespace, and the one that the command line names; `None` if a process or a
+/// configuration hangs, so that it is not known whose is what.
+pub(super) fn daemons(scope: &Scope) -> Option<Vec<Daemon>> {
+    let scope = scope.clone();
+    look::begin(move || find(&scope)).end(4 * look::LIMIT)?
+}
+
+fn find(scope: &Scope) -> Option<Vec<Daemon>> {
+    let processes = child::all().filter(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|name| name.trim_end() == "containerd")
+    });
+    let mut found = Vec::new();
+    for pid in processes.filter(|pid| child::runs(*pid) && same_mounts(*pid) && same_user(*pid)) {
+        let Result::Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue }; // it has ended
+        let args =
+            line.split(|&byte| byte == 0).skip(1).map(|word| OsString::from_vec(word.to_vec()));
+        let args: Vec<_> = args.collect();
+        let config = flag(&args, &["c", "config"]).map_or(CONFIG.into(), PathBuf::from);
+        let config = child::working_directory(pid).unwrap_or_default().join(config);
+        let file = config.clone();
+        let text = look::bounded(move || fs::read_to_string(file))?;
+        let daemon = daemon(pid, &args, config, &text.unwrap_or_default());
+        if scope.includes(&daemon.state) {
+            found.push(daemon);
+        }
+    }
     if let Some(address) = &scope.address {
         if !found.iter().any(|daemon| daemon.address == *address) {
             let state = scope.only.clone().unwrap_or_else(|| STATE.into());
-            found.push(Daemon {
-                pid: None,
-                config: CONFIG.into(),
-                address: address.clone(),
-                state,
-            });
+            found.push(Daemon { address: address.clone(), ..Daemon::hidden(&state) });
         }
     }
-    found
+    Some(found)
 }
 
 /// What flags and configuration come to; flags win.
@@ -256,11 +267,11 @@ fn judge(config: &Table, version: Option<(u32, u32)>, file: &Path) -> Vec<Findin
                 // containerd 2 converts what says that it is of version 2.
                 (CRI_1, true, 3..) => {
                     named(Warn, " is in a section that containerd 2 does not read")
-                        .command(format!("sed -i 's/{CRI_1}/{CRI_2}/' {place}"))
+                        .command(format!("sed -i 's/{CRI_1}/{CRI_2}/' {}", quoted(file)))
                 }
                 (CRI_2, false, _) if version.is_some() => {
                     named(Warn, " is in a section that containerd 1 does not read")
-                        .command(format!("sed -i 's/{CRI_2}/{CRI_1}/' {place}"))
+                        .command(format!("sed -i 's/{CRI_2}/{CRI_1}/' {}", quoted(file)))
                 }
                 _ => named(Ok, " of the CRI plugin is berth's"),
             });

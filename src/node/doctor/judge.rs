@@ -145,7 +145,7 @@ pub(super) fn shim(shim: &Shim) -> Option<Finding> {
 /// Lets containerd end what it lists. The shim runs its runtime in the bundle.
 fn by_containerd(flags: &Flags, bundle: &Path) -> String {
     let (address, bundle) = (mend::quoted(Path::new(&flags.address)), mend::quoted(bundle));
-    let Flags { namespace, id, .. } = flags;
+    let (namespace, id) = (mend::word(&flags.namespace), mend::word(&flags.id));
     format!(
         "mkdir -p {bundle} && ctr --address {address} --namespace {namespace} task delete --force {id}"
     )

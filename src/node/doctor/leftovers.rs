@@ -4,13 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
+
 use super::containerd::Daemon;
-use super::grpc::{self, Failure, Ids};
 use super::judge::{self, Knows, Place, Shim, State};
 use super::kept::Kept;
+use super::known::Known;
 use super::mend::Leaked;
 use super::processes::{Process, SHIM, processes};
 use super::{Finding, Level, Topic, look};
@@ -55,6 +58,11 @@ impl Scope {
         self.only.as_deref().is_none_or(|only| only == state)
     }
 
+    /// The one state directory, or the usual.
+    pub(super) fn state_dir(&self) -> PathBuf {
+        self.only.clone().unwrap_or_else(|| rootless::state_dir(rootless::detected()))
+    }
+
     /// Where the shims' own sockets are.
     pub(super) fn socket_dirs(&self) -> Vec<PathBuf> {
         vec![self.only.as_ref().map_or_else(socket::default_dir, |dir| dir.join("s"))]
@@ -64,7 +72,7 @@ impl Scope {
 /// All that was left behind.
 pub(super) fn look(scope: &Scope, daemons: &[Daemon]) -> Vec<Finding> {
     let processes = processes(scope.only.as_deref());
-    let known = Known { daemons, answers: BTreeMap::new() };
+    let known = Known::new(daemons, scope.state_dir());
     let mut all = Inventory { scope, processes, known, named: BTreeSet::new() };
     let mut findings = all.shims_and_bundles();
     findings.extend(all.states());
@@ -74,51 +82,6 @@ pub(super) fn look(scope: &Scope, daemons: &[Daemon]) -> Vec<Finding> {
         findings.push(Finding::new(Topic::Leftovers, Level::Ok, "nothing"));
     }
     findings
-}
-
-/// What the containerds know, each asked once for each namespace.
-struct Known<'a> {
-    daemons: &'a [Daemon],
-    answers: BTreeMap<(PathBuf, String), Result<Ids, Failure>>,
-}
-
-impl Known<'_> {
-    /// What the containerds with this state directory, or all, say of these ids.
-    fn of(
-        &mut self,
-        state: Option<&Path>,
-        namespace: &str,
-        ids: &[String],
-        sandbox: bool,
-    ) -> Knows {
-        let mut knows = Knows::Nobody;
-        for daemon in self.daemons.iter().filter(|one| state.is_none_or(|state| one.state == state))
-        {
-            let key = (daemon.address.clone(), namespace.to_owned());
-            let answer =
-                self.answers.entry(key).or_insert_with(|| grpc::ids(&daemon.address, namespace));
-            match answer {
-                Ok(known) => {
-                    let sandboxes = known.sandboxes.as_ref();
-                    let listed = |id: &String| {
-                        known.tasks.contains(id) || sandboxes.is_some_and(|all| all.contains(id))
-                    };
-                    if ids.iter().any(listed) {
-                        return Knows::Listed;
-                    }
-                    match sandbox && sandboxes.is_none() {
-                        true => knows = Knows::Mute,
-                        false if knows == Knows::Nobody => knows = Knows::Unlisted,
-                        false => {}
-                    }
-                }
-                // Its process runs, so that it is about to listen, or just ending.
-                Err(Failure::Nobody) if daemon.pid.is_none() => {}
-                Err(_) => knows = Knows::Mute,
-            }
-        }
-        knows
-    }
 }
 
 /// How long ago a file or directory was changed.
@@ -151,7 +114,7 @@ impl Inventory<'_> {
         }
         let of_shims =
             self.processes.iter().filter_map(|it| it.bundle.ancestors().nth(3).map(Path::to_owned));
-        let running = self.known.daemons.iter().map(|daemon| daemon.state.clone());
+        let running = self.known.daemons().iter().map(|daemon| daemon.state.clone());
         [rootless::state_dir(rootless::detected())]
             .into_iter()
             .chain(running)
@@ -185,7 +148,7 @@ impl Inventory<'_> {
                 true => self.known.of(Some(&state), &namespace, std::slice::from_ref(&id), sandbox),
                 false => Knows::Nobody,
             };
-            let address = self.known.daemons.iter().find(|daemon| daemon.state == state);
+            let address = self.known.daemons().iter().find(|daemon| daemon.state == state);
             let address =
                 address.map_or_else(|| state.join("containerd.sock"), |one| one.address.clone());
             let young = age(&told.dir) < YOUNG
@@ -223,7 +186,8 @@ impl Inventory<'_> {
                 (path, look::begin(move || socket::is_alive(&own, "doctor")))
             });
             for (path, looking) in looking.collect::<Vec<_>>() {
-                if looking.end(look::LIMIT) == Some(false) {
+                // It cannot be connected to for other reasons, too: too many open files, …
+                if looking.end(look::LIMIT) == Some(false) && is_gone(&path) {
                     dead.insert(path);
                 }
             }
@@ -237,8 +201,20 @@ impl Inventory<'_> {
             let by_name = it.flags.is_none() && it.words.iter().any(|word| word == id);
             of_its_socket || it.bundle == told.dir || by_name
         };
-        let answers = told.ours && told.socket.as_ref().is_some_and(|path| !dead.contains(path));
-        answers || self.processes.iter().any(|it| for_it(&it))
+        if self.processes.iter().any(|it| for_it(&it)) {
+            return true;
+        }
+        match &told.socket {
+            Some(path) if told.ours => !dead.contains(path),
+            // Nobody is asked anything who is not berth: that it can be connected to is enough.
+            Some(path) if path.symlink_metadata().is_ok() => !socket::is_dead(path),
+            // A pod's shim works in one bundle and has others: any shim of the namespace may have it.
+            _ if told.ours => false,
+            _ => {
+                let beside = told.dir.parent();
+                self.processes.iter().any(|it| it.flags.is_none() && it.bundle.parent() == beside)
+            }
+        }
     }
 
     /// Living shims of berth's that nobody reaches.
@@ -260,9 +236,6 @@ impl Inventory<'_> {
             let ids: Vec<_> = ids.into_iter().collect();
             let state = process.bundle.ancestors().nth(3);
             let sandbox = process.bundle.components().any(|part| part.as_os_str() == SANDBOXES);
-            // All containerds are asked about one whose own cannot be told.
-            let state =
-                state.filter(|state| self.known.daemons.iter().any(|one| one.state == *state));
             let knows = self.known.of(state, &flags.namespace, &ids, sandbox);
             let settled = age(&process.bundle) > SETTLED;
             let (pid, bundle) = (process.pid, process.bundle.clone());
@@ -274,16 +247,15 @@ impl Inventory<'_> {
 
     /// What runtimes keep in the usual root, or in that of the one state directory.
     fn states(&mut self) -> Vec<Finding> {
-        let base = match &self.scope.only {
-            Some(dir) => dir.clone(),
-            None => rootless::state_dir(rootless::detected()),
-        };
         let mut findings = Vec::new();
-        for root in directories(&base.join("runc")) {
+        for root in directories(&self.scope.state_dir().join("runc")) {
             let namespace = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
             for dir in directories(&root) {
                 let Some(kept) = Kept::read(&dir) else { continue };
-                if kept.bundle.symlink_metadata().is_ok() {
+                // Where containerd has bundles; one elsewhere, or that we may not be able to see, is another's.
+                let containerds = kept.bundle.file_name() == dir.file_name()
+                    && kept.bundle.ancestors().nth(2).is_some_and(Path::is_dir);
+                if !containerds || kept.bundle.symlink_metadata().is_ok() {
                     continue;
                 }
                 let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -308,7 +280,10 @@ impl Inventory<'_> {
         let mut findings = Vec::new();
         for dir in self.scope.socket_dirs() {
             let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-            for path in entries.map(|entry| entry.path()) {
+            // A file that is none refuses connections, too.
+            let sockets =
+                entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_socket()));
+            for path in sockets.map(|entry| entry.path()) {
                 if !self.named.contains(&path) && age(&path) > YOUNG && socket::is_dead(&path) {
                     findings.push(judge::socket(&path, "socket of a shim"));
                 }
@@ -325,9 +300,20 @@ fn names(bundle: &Path) -> (String, String) {
     (parts.next().unwrap_or_default(), id)
 }
 
-/// The directories in `dir`, sorted; links are none.
+/// Whether nobody can listen on a socket: nobody does, or it is not there.
+fn is_gone(path: &Path) -> bool {
+    matches!(socket::connect_now(path), Err(Errno::ECONNREFUSED | Errno::ENOENT))
+}
+
+/// Whether somebody may be listening on the socket that a bundle names.
+pub(super) fn may_be_alive(bundle: &Path) -> bool {
+    told(bundle.to_owned()).socket.is_some_and(|path| !is_gone(&path))
+}
+
+/// The directories in `dir`, sorted; links are none, nor hidden ones, which containerd is just removing.
 fn directories(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let entries = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
     let own = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let mut found: Vec<_> = own.map(|entry| entry.path()).collect();
     found.sort();
@@ -347,11 +333,18 @@ fn told(dir: PathBuf) -> Told {
     let runs = runs
         .filter(|(pid, started)| child::start_time(*pid) == Some(*started) && child::runs(*pid));
     Told {
-        socket: socket.or_else(|| start::address(&dir)),
+        socket: socket.or_else(|| start::address(&dir)).or_else(|| bootstrap(&dir)),
         ours,
         runs: runs.map(|(pid, _)| pid),
         dir,
     }
+}
+
+/// The socket that containerd 2 has written down in a bundle.
+fn bootstrap(bundle: &Path) -> Option<PathBuf> {
+    let text = fs::read(bundle.join("bootstrap.json")).ok()?;
+    let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    Some(value.get("address")?.as_str()?.strip_prefix("unix://")?.into())
 }
 
 /// The containers of each shim that says, by the shim's pid.
@@ -373,14 +366,15 @@ fn management() -> Vec<Finding> {
             return Some(judge::socket(&found.path, "management socket"));
         }
         let name = format!("{}/{}", found.namespace, found.group);
-        let pid = pid.map_or_else(|| "?".into(), |pid| pid.to_string());
-        let finding = Finding::new(
-            Topic::Leftovers,
-            Level::Warn,
-            format!("shim of {name} hangs (pid {pid})"),
-        );
-        let command = format!("kill -9 {pid}   # containerd cleans up; its containers end");
-        Some(finding.at(found.path.display()).why(why).command(command))
+        let process = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+        let what = format!("shim of {name} hangs{process}");
+        let finding =
+            Finding::new(Topic::Leftovers, Level::Warn, what).at(found.path.display()).why(why);
+        Some(match pid {
+            Some(pid) => finding
+                .command(format!("kill -9 {pid}   # containerd cleans up; its containers end")),
+            None => finding,
+        })
     });
     told.collect()
 }

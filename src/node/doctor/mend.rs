@@ -14,7 +14,7 @@ use containerd_shim_protos::api::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use protobuf::well_known_types::empty::Empty;
 
-use super::{Deed, Finding, look};
+use super::{Deed, Finding, leftovers, look};
 use crate::cli::Flags;
 use crate::error::{Error, Result};
 use crate::ids::Pid;
@@ -79,9 +79,8 @@ pub(super) fn carry_out(finding: &Finding) -> Option<Deed> {
     let act = mend.act.clone()?;
     let done = look::begin(move || act.run().map_err(|error| error.to_string())).end(DEED);
     let late = || Err(format!("it did not end within {} s", DEED.as_secs()));
-    let place = finding.place.as_deref().map(|place| format!(": {place}")).unwrap_or_default();
     Some(Deed {
-        what: format!("{}{place}", finding.what),
+        what: finding.name(),
         command: mend.command.clone(),
         error: done.unwrap_or_else(late).err(),
     })
@@ -94,18 +93,17 @@ impl Act {
             Self::Unmount(rootfs) => format!("umount --recursive {}", quoted(rootfs)),
             Self::Delete(flags) => {
                 let bundle = flags.bundle.as_deref().unwrap_or(Path::new("."));
+                let [namespace, id, address] =
+                    [&flags.namespace, &flags.id, &flags.address].map(|text| word(text));
+                let bundle = quoted(bundle);
+                // No `rm -r`: something may be mounted below still.
                 format!(
-                    "containerd-shim-berth-v1 -namespace {} -id {} -address {} -bundle {} delete >/dev/null \
-                     && rm -r {}",
-                    flags.namespace,
-                    flags.id,
-                    quoted(Path::new(&flags.address)),
-                    quoted(bundle),
-                    quoted(bundle)
+                    "containerd-shim-berth-v1 -namespace {namespace} -id {id} -address {address} -bundle {bundle} \
+                     delete >/dev/null && find {bundle} -maxdepth 1 ! -type d -delete && rmdir {bundle}/* {bundle}"
                 )
             }
             Self::Forget { program, root, id } => {
-                format!("{} --root {} delete --force {id}", quoted(program), quoted(root))
+                format!("{} --root {} delete --force {}", quoted(program), quoted(root), word(id))
             }
             Self::End(_) => "containerd-shim-berth-v1 doctor -fix".into(),
         }
@@ -132,10 +130,14 @@ impl Act {
 
 /// A path for a shell.
 pub(super) fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
+    word(&path.display().to_string())
+}
+
+/// One word for a shell.
+pub(super) fn word(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-@:+,=".contains(&byte);
     if !text.is_empty() && text.bytes().all(plain) {
-        text
+        text.to_owned()
     } else {
         format!("'{}'", text.replace('\'', "'\\''"))
     }
@@ -156,6 +158,9 @@ fn run(command: &mut Command) -> Result<()> {
 /// What containerd does about a bundle whose shim is dead.
 fn delete(flags: &Flags) -> Result<()> {
     let Some(bundle) = &flags.bundle else { return Ok(()) };
+    if leftovers::may_be_alive(bundle) {
+        return Err(Error::Invalid("somebody listens on its socket now".into()));
+    }
     let mut command = Command::new("/proc/self/exe");
     command.args(["-namespace", &flags.namespace, "-id", &flags.id, "-address", &flags.address]);
     command.arg("-bundle").arg(bundle).arg("delete").current_dir(bundle);
@@ -260,13 +265,14 @@ mod tests {
             assert_eq!(quoted(Path::new(path)), expected);
         }
         let flags = Flags {
-            namespace: "n".into(),
+            namespace: "n;m".into(),
             id: "i".into(),
             address: "/a b".into(),
             bundle: Some("/b".into()),
             ..Flags::default()
         };
-        let expected = "containerd-shim-berth-v1 -namespace n -id i -address '/a b' -bundle /b delete >/dev/null && rm -r /b";
+        let expected = "containerd-shim-berth-v1 -namespace 'n;m' -id i -address '/a b' -bundle /b delete >/dev/null \
+                        && find /b -maxdepth 1 ! -type d -delete && rmdir /b/* /b";
         assert_eq!(Mend::of(Act::Delete(Box::new(flags))).command, expected);
     }
 

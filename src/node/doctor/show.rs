@@ -76,8 +76,7 @@ fn verdict(report: &Report, fix: bool) -> String {
     if bad.is_empty() {
         return "healthy".into();
     }
-    let safe = |finding: &&&Finding| finding.mend.as_ref().is_some_and(|it| it.act.is_some());
-    let (count, safe) = (bad.len(), bad.iter().filter(safe).count());
+    let (count, safe) = (bad.len(), bad.iter().filter(|finding| finding.is_safe()).count());
     let plural = if count == 1 { "" } else { "s" };
     match (fix, safe) {
         (_, 0) => format!("{count} thing{plural} to mend"),
