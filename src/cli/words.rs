@@ -167,8 +167,9 @@ pub(super) const WORDS: &[Word] = &[
         need: Need::Any,
         summary: "what the shim of a pod or container logged last",
         about: &[
-            "The id may be cut short where it still is the only one that begins so. What the \
-                  container itself writes is not here, but where containerd's client has it.",
+            "The id may be cut short where it still is the only one that begins so. Where two containerds \
+                  have the same, it is NAMESPACE/POD@XXXXXXXX, as its socket is called. What the container \
+                  itself writes is not here, but where containerd's client has it.",
         ],
         examples: &[Example { line: "logs 0a1b2c", says: "why a container does not start" }],
     },
@@ -293,6 +294,10 @@ const SHELLS: &[Named] = &[("bash", "4.4 or newer"), ("zsh", "5 or newer"), ("fi
 pub(super) const VARIABLES: &[Named] = &[
     ("BERTH_CONF_FILE", "the configuration file, in place of `/etc/berth/config.toml`"),
     ("BERTH_RUN_DIR", "the directory of the management sockets, in place of `/run/berth`"),
+    (
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "an OpenTelemetry collector, which gets spans; the table `tracing` of the configuration names the others",
+    ),
     ("BERTH_LOG_LEVEL", "`off`, `error`, `warn`, `info`, `debug` or `trace`; wins over `-debug`"),
     ("SCHED_CORE", "not empty: the shim and its containers share a core scheduling cookie"),
     ("NO_COLOR", "not empty: no colours, on a terminal either"),
