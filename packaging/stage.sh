@@ -47,13 +47,26 @@ generated() {
     "$program" "$@" >"$file" 2>/dev/null </dev/null && [ -s "$file" ] || rm "$file"
 }
 
+# page FILE: a page whose links lead to what is installed; to the sources none can.
+page() {
+    to='(\]\(|src=")'
+    sed -E "s,$to(\.\./|\.github/),\1,g; s,\[([^]]*)\]\(src/[^)]*\),\1,g
+        s,${to}config/berth\.toml,\1/etc/berth/config.toml,g; s,${to}config/,\1examples/,g
+        s,${to}packaging/grafana/berth\.json,\1examples/grafana.json,g
+        s,${to}packaging/grafana/berth\.svg,\1grafana.svg,g; s,${to}packaging/,\1,g" "$1" >"$doc/${1##*/}"
+    chmod 0644 "$doc/${1##*/}"
+}
+
 rm -rf "${tree:?}/bin" "${tree:?}/etc" "${tree:?}/share"
 mkdir -p "$tree/etc/berth/presets" "$doc/examples"
 install -D -m 0755 "$program" "$tree/bin/containerd-shim-berth-v1"
 install -m 0755 packaging/install.sh "$tree/install.sh"
 install -m 0644 packaging/INSTALL "$tree/INSTALL"
 install -m 0644 config/berth.toml "$tree/etc/berth/config.toml"
-install -m 0644 README.md CHANGELOG.md LICENSE "$doc"
+install -m 0644 CHANGELOG.md LICENSE packaging/SECURITY.md packaging/demo.svg "$doc"
+install -m 0644 packaging/grafana/berth.svg "$doc/grafana.svg"
+page README.md
+page .github/CONTRIBUTING.md
 cp -r packaging/kubernetes "$doc/examples/"
 install -m 0644 packaging/grafana/berth.json "$doc/examples/grafana.json"
 install -m 0644 config/* "$doc/examples/"
