@@ -19,7 +19,7 @@ demo='containerd:containerd ctr:containerd runc:runc busybox:busybox-static ps:p
 package='dh:debhelper dpkg-buildpackage:dpkg-dev'
 test='crun:crun tar:tar mkfs.erofs:erofs-utils mkfs.ext4:e2fsprogs fuse-overlayfs:fuse-overlayfs
     fusermount3:fuse3 strace:strace patchelf:patchelf setpriv:util-linux curl:curl strip:binutils
-    zsh:zsh fish:fish man:man-db mandoc:mandoc /usr/lib/cni/ptp:containernetworking-plugins'
+    zsh:zsh fish:fish man:man-db mandoc:mandoc python3:python3 /usr/lib/cni/ptp:containernetworking-plugins'
 
 # Boots the cgroup v2 host of the tests. Only Debian has it, so without it that part is skipped.
 second_kernel=user-mode-linux

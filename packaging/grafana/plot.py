@@ -202,7 +202,7 @@ def unread(bed, _):
         while not bed.over.wait(1):
             os.read(read, 16 << 10)
         os.close(read)
-        client.terminate()
+        client.kill()  # what it runs does not hear SIGTERM; the end of the bed ends it
 
 
 def memory(bed, _):
