@@ -388,7 +388,7 @@ fn run_plan(plan: &[Row<'_>]) -> Vec<Outcome> {
 }
 
 /// Loads the newest of the versions that the words choose, with a runtime that they choose.
-fn soak(versions: &[(String, PathBuf)], words: &[String], minutes: u64) -> ExitCode {
+fn soak(versions: &[(String, PathBuf)], words: &[String], minutes: f64) -> ExitCode {
     let named = |name: &str| words.iter().any(|word| word == name);
     let newest = versions.iter().rev();
     let chosen =
@@ -400,7 +400,7 @@ fn soak(versions: &[(String, PathBuf)], words: &[String], minutes: u64) -> ExitC
     let image = image::write(&base);
     let changes = (PlainHierarchies::mount(), Forwarding::remember());
     let daemon = cri::setup::start(version, programs, runtime, &base.join("soak"));
-    let well = soak::run(&daemon, &image, Duration::from_secs(60 * minutes));
+    let well = soak::run(&daemon, &image, Duration::from_secs_f64(60.0 * minutes));
     host::remove_namespace(cri::setup::NAMESPACE);
     let left = daemon.end();
     left.iter().for_each(|what| println!("left behind: {what}"));

@@ -252,7 +252,7 @@ impl Soak<'_> {
     /// Prints the figures; whether all was well.
     fn report(self, time: Duration, memory: Option<(u64, u64)>) -> bool {
         let errors = self.errors.into_inner().unwrap();
-        println!("### {} minutes of mixed load\n", time.as_secs() / 60);
+        println!("### {} minutes of mixed load\n", time.as_secs_f64() / 60.0);
         println!("containerd {}, {}\n", self.daemon.version, self.daemon.runtime.name());
         println!("| | |\n|---|---|");
         for (what, count) in self.counts.into_inner().unwrap() {
