@@ -39,6 +39,7 @@ const PROGRAMS: &[&str] = &[
     "packaging/picture.sh",
     "ps -",
     "sudo ",
+    "source ",
     "systemctl ",
 ];
 

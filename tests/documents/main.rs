@@ -1,10 +1,10 @@
 //! Every command that the documents show is carried out, and each document shows what is true.
 //!
-//! [`commands`] finds them, [`table`] says of each how it is run, [`steps`] what has to come of it where that is more than a word: most of them word by
-//! word on a [`machine`] of its own, which `machine.sh` makes of mounts in memory and namespaces, with a real
-//! containerd, the built program installed as the documents say, and a pod; the others here in the repository, or
-//! by another part of `make test`, of which it is made sure that it does. A command that the table does not know
-//! fails, and so does a row that no document shows any more.
+//! [`commands`] finds them, [`table`] says of each how it is run, [`steps`] what has to come of it where that is
+//! more than a word: most of them word by word on a [`machine`] of its own, which `machine.sh` makes of mounts in
+//! memory and namespaces, with a real containerd, the built program installed as the documents say, and a pod; the
+//! others here in the repository, or by another part of `make test`, of which it is made sure that it does. A
+//! command that the table does not know fails, and so does a row that no document shows any more.
 //!
 //! Needs root, the programs of `packaging/setup.sh`, and those of `packaging/fetch-containerd.sh`. Words on the
 //! command line choose the rows whose commands contain them all. `--list` names what would run.
@@ -41,7 +41,7 @@ use commands::{DOCUMENTS, Shown};
 use host::PlainHierarchies;
 use machine::Machine;
 use outcome::{Outcome, report};
-use table::{How, MANUAL, ROWS, Row};
+use table::{How, ROWS, Row};
 
 /// The directory of the sources.
 pub(crate) const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let (flags, words): (Vec<_>, Vec<_>) =
         arguments.into_iter().partition(|word| word.starts_with("--"));
-    let chosen: Vec<_> = rows().into_iter().filter(|row| fits(row, &words)).collect();
+    let chosen: Vec<_> = ROWS.iter().filter(|row| fits(row, &words)).collect();
     if flags.iter().any(|flag| flag == "--list") {
         chosen.iter().for_each(|row| println!("{}", row.command));
         return ExitCode::SUCCESS;
@@ -69,6 +69,7 @@ fn main() -> ExitCode {
     if words.is_empty() {
         outcomes.push(attempt("commands are found", commands::check));
         outcomes.push(attempt("every command has a row, every row a command", complete));
+        outcomes.push(attempt("links lead somewhere", repository::links));
         outcomes.push(attempt("the picture is of this demo", repository::picture));
         outcomes.push(attempt("configurations in the documents", repository::configurations));
     }
@@ -113,9 +114,8 @@ fn complete() {
         .flat_map(|document| commands::commands(document, &read(document)))
         .chain(generated())
         .collect();
-    let rows = rows();
-    let known: BTreeSet<_> = rows.iter().map(|row| row.command).collect();
-    assert_eq!(known.len(), rows.len(), "a command has two rows");
+    let known: BTreeSet<_> = ROWS.iter().map(|row| row.command).collect();
+    assert_eq!(known.len(), ROWS.len(), "a command has two rows");
     let mut wrong = Vec::new();
     for Shown { text, document } in &shown {
         if !known.contains(text.as_str()) {
@@ -141,16 +141,10 @@ fn generated() -> Vec<Shown> {
     found
 }
 
-/// What the program prints; nothing where it does not know the word.
+/// What the program prints.
+#[track_caller]
 fn said(word: &str) -> String {
-    let output = command::run(std::process::Command::new(BUILT).arg(word), b"");
-    if output.status == 0 { output.text() } else { String::new() }
-}
-
-/// The table, with the rows of the manual page where the program has one.
-fn rows() -> Vec<&'static Row> {
-    let manual = if said("man").is_empty() { &[] } else { MANUAL };
-    ROWS.iter().chain(manual).collect()
+    command::run(std::process::Command::new(BUILT).arg(word), b"").ok()
 }
 
 /// A file of the repository.

@@ -14,7 +14,17 @@ pub(crate) fn run(row: &Row) {
         How::Cargo(expected) => says(row.command, expected),
         How::Chooses => chooses(row.command),
         How::Plan(expected) => says(&row.command.replacen("make ", "make -n ", 1), expected),
-        How::Bench(expected) => bench(row.command, expected),
+        How::Bench(expected) => made(row.command, "--test bench", "--rounds 1", expected),
+        How::Soak(minutes) => {
+            let all = row.command.rsplit_once('=').map_or("10", |(_, minutes)| minutes);
+            let text = row.command.replace(all, minutes);
+            made(
+                &text,
+                "--test containerd",
+                "",
+                "| lost or wrong exits, wrong output, leaks, other errors | 0 |",
+            );
+        }
         How::Lane { file, calls } => {
             let text = read(file);
             assert!(text.contains(calls), "{file} does not have {calls:?}");
@@ -62,13 +72,13 @@ fn chooses(text: &str) {
     assert!(test.contains(&lane), "`make test` does not run {lane:?}: {test}");
 }
 
-/// The benchmark that `make` would run, on the program that is there, with one round.
-fn bench(text: &str, expected: &str) {
+/// The test that `make` would run, on the program that is there.
+fn made(text: &str, test: &str, more: &str, expected: &str) {
     let plan = shell(&text.replacen("make ", "make -n ", 1));
     let plan = plan.ok();
-    let line = plan.lines().find(|line| line.contains("--test bench")).unwrap_or_default();
-    let cargo = line.split_once("cargo ").unwrap_or_else(|| panic!("no benchmark in {plan}")).1;
-    says(&format!("BERTH_TEST_SHIM={BUILT} cargo {cargo} --rounds 1"), expected);
+    let line = plan.lines().find(|line| line.contains(test)).unwrap_or_default();
+    let cargo = line.split_once("cargo ").unwrap_or_else(|| panic!("no {test} in {plan}")).1;
+    says(&format!("BERTH_TEST_SHIM={BUILT} cargo {cargo} {more}"), expected);
 }
 
 /// The picture has the steps of the demo as it is now, one that went well, and is small.
@@ -85,6 +95,37 @@ pub(crate) fn picture() {
         let at = rest.find(step);
         let at = at.unwrap_or_else(|| panic!("lacks {step:?}: run packaging/picture.sh again"));
         rest = &rest[at..];
+    }
+}
+
+/// Every page that has links leads somewhere with them, and the files that it speaks of are there.
+pub(crate) fn links() {
+    for page in ["README.md", ".github/CONTRIBUTING.md", "packaging/SECURITY.md"] {
+        links_of(&Path::new(REPOSITORY).join(page));
+        let text = read(page);
+        let ends = |c: char| !c.is_ascii_alphanumeric() && !"/._-".contains(c);
+        let named = text.split(ends).map(|word| word.trim_end_matches(['.', '/']));
+        for path in named.filter(|word| word.starts_with("tests/") || word.starts_with("src/")) {
+            assert!(Path::new(REPOSITORY).join(path).exists(), "{page} speaks of {path}");
+        }
+    }
+}
+
+/// The links of a page are headings of it, or files beside it.
+#[track_caller]
+pub(crate) fn links_of(page: &Path) {
+    let text = fs::read_to_string(page).unwrap();
+    let links = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+    let pictures = text.split("src=\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    for link in links.chain(pictures).filter(|link| !link.starts_with("https://")) {
+        let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+        let file = if file.is_empty() { page.into() } else { page.parent().unwrap().join(file) };
+        assert!(file.exists(), "{}: {link}", page.display());
+        let plain =
+            |line: &str| line.trim_start_matches(['#', ' ']).to_lowercase().replace(' ', "-");
+        let has =
+            |text: String| text.lines().any(|line| line.starts_with('#') && plain(line) == heading);
+        assert!(heading.is_empty() || has(fs::read_to_string(&file).unwrap()), "no {link}");
     }
 }
 

@@ -1,10 +1,11 @@
 //! What is done with a command that is not simply run: what stands for its placeholders, and what has to come of it.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use crate::machine::{Machine, SOURCES, filled};
-use crate::{command, commands, host, read};
+use crate::{command, commands, host, read, repository};
 
 /// Where `make install` puts the program.
 const LOCAL: &str = "/usr/local/bin/containerd-shim-berth-v1";
@@ -13,6 +14,9 @@ pub(crate) fn install(machine: &Machine, text: &str) {
     machine.sources(text, &format!("installed {LOCAL}"));
     machine.sources(&format!("{LOCAL} -v"), "berth ");
     machine.sources(&format!("{LOCAL} config check /etc/berth/config.toml"), "");
+    for page in ["README.md", "CONTRIBUTING.md", "SECURITY.md"] {
+        repository::links_of(&Path::new("/usr/local/share/doc/berth").join(page));
+    }
 }
 
 pub(crate) fn uninstall(machine: &Machine, text: &str) {
@@ -43,6 +47,7 @@ pub(crate) fn removed(machine: &Machine, text: &str) {
 pub(crate) fn package(machine: &Machine, text: &str) {
     machine.sources(text, "Setting up berth");
     assert!(Path::new("/usr/bin/containerd-shim-berth-v1").exists());
+    repository::links_of(Path::new("/usr/share/doc/berth/README.md"));
 }
 
 /// They are there already, or known by these names: the machine has no network.
@@ -162,6 +167,51 @@ pub(crate) fn textfile(machine: &Machine, text: &str) {
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     on_pod(machine, &text, "");
     assert!(fs::read_to_string(file).unwrap().contains("berth_up{"));
+}
+
+/// What a shim that was killed may leave: a socket on which nobody listens, for long.
+fn dead_socket(machine: &Machine) -> &'static Path {
+    machine.pod("web");
+    let socket = Path::new("/run/berth/k8s.io/gone.sock");
+    if !socket.exists() {
+        drop(UnixListener::bind(socket).unwrap());
+        machine.well("/", &format!("touch -d 2001-01-01 {}", socket.display()), "");
+    }
+    socket
+}
+
+pub(crate) fn doctor(machine: &Machine, text: &str) {
+    let socket = dead_socket(machine);
+    let output = machine.run(SOURCES, text);
+    let said = output.text();
+    assert!(output.status == 1 && said.contains("gone.sock"), "{} {said}", output.status);
+    assert!(socket.exists(), "it has only looked");
+}
+
+pub(crate) fn mended(machine: &Machine, text: &str) {
+    let socket = dead_socket(machine);
+    let shim = machine.shim("web");
+    let said = machine.run(SOURCES, text).text();
+    assert!(said.contains("mended") && said.contains("gone.sock"), "{said}");
+    assert!(!socket.exists() && machine.shim("web") == shim, "{said}");
+}
+
+/// A short run, with the program that is there.
+pub(crate) fn plot(machine: &Machine, text: &str) {
+    let picture = Path::new("/run/plot.svg");
+    machine.sources(&format!("{text} --seconds 3 --output {}", picture.display()), "plot: ");
+    let (drawn, shown) =
+        (fs::read_to_string(picture).unwrap(), read("packaging/grafana/berth.svg"));
+    let panels = |svg: &str| svg.matches("class=\"t\"").count();
+    assert!(
+        panels(&drawn) > 1 && panels(&drawn) == panels(&shown),
+        "other panels than README.md's"
+    );
+}
+
+/// bash loads them.
+pub(crate) fn source(machine: &Machine, text: &str) {
+    machine.says(&format!("bash -c '{text}; complete -p containerd-shim-berth-v1'"), "complete -");
 }
 
 /// A machine without `man` has the page all the same.

@@ -27,6 +27,8 @@ pub(crate) enum How {
     Plan(&'static str),
     /// The same, and here with one round.
     Bench(&'static str),
+    /// The same, and here for so many minutes.
+    Soak(&'static str),
     /// It is what CI itself calls, or a test does with other words.
     Lane { file: &'static str, calls: &'static str },
     /// By nobody, which the README says in these words.
@@ -47,6 +49,8 @@ const ALL: How = How::Lane { file: ".ci/run", calls: "exec make check test\n" };
 /// tests/clients runs them with an image and arguments of its own.
 const DOCKER: How =
     How::Lane { file: "tests/clients/docker.rs", calls: "&[\"run\", \"--runtime\", runtime]" };
+/// The machine has no Docker: tests/clients does that to its own.
+const ENGINE: How = How::Lane { file: "tests/clients/docker.rs", calls: "fn live_restore" };
 const FUZZ: &str = "tests/fuzz/run.sh 60";
 
 pub(crate) const ROWS: &[Row] = &[
@@ -56,6 +60,7 @@ pub(crate) const ROWS: &[Row] = &[
     row("make help", How::Sources("make demo")),
     row("make demo", How::Sources("nothing: no process, no mount, no cgroup, no socket, no FIFO")),
     row("packaging/picture.sh", How::Sources("drawn packaging/demo.svg")),
+    row("sudo packaging/grafana/plot.py", How::Special(steps::plot)),
     row("sudo make install", How::Special(steps::install)),
     row("sudo make uninstall", How::Special(steps::uninstall)),
     row("make stage", How::Sources("")),
@@ -68,7 +73,9 @@ pub(crate) const ROWS: &[Row] = &[
     row("containerd-shim-berth-v1 -v", How::Sources(concat!("berth ", env!("CARGO_PKG_VERSION")))),
     // A first container.
     row("containerd config dump", How::Machine("io.containerd.berth.v1")),
-    row("apt install containerd runc", How::Special(steps::packages)),
+    row("apt install make", How::Special(steps::packages)),
+    row("apt install containerd runc curl", How::Special(steps::packages)),
+    row("apt install docker.io", How::Special(steps::packages)),
     row("ctr image pull docker.io/library/busybox:latest", How::Special(steps::pull)),
     row(
         "ctr run --detach --runtime io.containerd.berth.v1 docker.io/library/busybox:latest hello sleep 1000",
@@ -85,6 +92,8 @@ pub(crate) const ROWS: &[Row] = &[
     row("ctr run --runtime-config-path", How::Special(steps::flag)),
     row("docker run --runtime io.containerd.berth.v1 IMAGE", DOCKER),
     row("docker run --runtime berth IMAGE", DOCKER),
+    row("install -D -m 0644 config/docker.json /etc/docker/daemon.json", How::Sources("")),
+    row("systemctl restart docker", ENGINE),
     row(
         "nerdctl run --runtime io.containerd.berth.v1 IMAGE",
         How::Nowhere { says: "not in Debian, so not in the tests" },
@@ -124,6 +133,9 @@ pub(crate) const ROWS: &[Row] = &[
     row("curl http://127.0.0.1:9190/metrics", How::Special(steps::scrape)),
     row("containerd-shim-berth-v1 metrics --textfile FILE", How::Special(steps::textfile)),
     row("systemctl restart containerd", How::Special(steps::restart)),
+    row("containerd-shim-berth-v1 doctor", How::Special(steps::doctor)),
+    row("containerd-shim-berth-v1 doctor -fix", How::Special(steps::mended)),
+    row("source <(containerd-shim-berth-v1 completions bash)", How::Special(steps::source)),
     // Configuration.
     row("containerd-shim-berth-v1 config check FILE", How::Special(steps::config_check)),
     row("containerd-shim-berth-v1 config show --origin", How::Special(steps::config_show)),
@@ -162,10 +174,10 @@ pub(crate) const ROWS: &[Row] = &[
     row("make bench", How::Plan("--test bench --")),
     row("make bench-check", How::Plan("--test bench -- --check")),
     row("make bench ARGS=io", How::Plan("--test bench -- io")),
-    row("make bench ARGS=stats", How::Plan("--test bench -- stats")),
+    row("make bench ARGS=stats", How::Bench("a Stats call")),
     row("make bench ARGS='life --runtime crun'", How::Bench("a container that exits at once")),
     row("make pods", How::Plan("--test containerd -- --cost 2.x")),
-    row("make soak MINUTES=10", How::Plan("--test containerd -- --soak=10")),
+    row("make soak MINUTES=10", How::Soak("0.1")),
     row("make soak MINUTES=60", How::Plan("--test containerd -- --soak=60")),
     row("make fuzz", How::Plan(FUZZ)),
     row("make fuzz SECONDS=60", How::Plan(FUZZ)),
@@ -189,10 +201,7 @@ pub(crate) const ROWS: &[Row] = &[
     row("cargo test --test clients -- docker-28 alias run", How::Chooses),
     row("cargo test --test documents", How::Chooses),
     row("cargo test --test documents -- 'berth-v1 ps'", How::Chooses),
-];
-
-/// Those of the manual page.
-pub(crate) const MANUAL: &[Row] = &[
+    // The manual page, and what else the program prints of itself.
     row("containerd-shim-berth-v1 config show -origin", How::Special(steps::config_show)),
     row(
         "containerd-shim-berth-v1 config check /etc/berth/config.toml",
