@@ -25,11 +25,7 @@ pub(crate) fn let_go() -> io::Result<()> {
 fn constant_segments() -> Vec<(usize, usize)> {
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
     let Some(page) = page.and_then(|page| usize::try_from(page).ok()) else { return Vec::new() };
-    let headers = headers();
-    // A program may lie elsewhere than where it was linked to.
-    let linked = headers.iter().find(|header| header.p_type == libc::PT_PHDR);
-    let Some(linked) = linked.map(|header| header.p_vaddr as usize) else { return Vec::new() };
-    let offset = (headers.as_ptr() as usize).wrapping_sub(linked);
+    let (offset, headers) = program();
     let is_constant = |header: &&libc::Elf64_Phdr| {
         header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0
     };
@@ -41,17 +37,37 @@ fn constant_segments() -> Vec<(usize, usize)> {
     headers.iter().filter(is_constant).map(range).collect()
 }
 
-/// The program's headers, as the kernel has mapped them.
-fn headers() -> &'static [libc::Elf64_Phdr] {
-    // SAFETY: it reads what the kernel has put on the stack, and cannot fail but by a zero.
-    let at = |kind| unsafe { libc::getauxval(kind) };
-    let (start, count) = (at(libc::AT_PHDR), at(libc::AT_PHNUM));
-    if start == 0 || at(libc::AT_PHENT) != size_of::<libc::Elf64_Phdr>() as libc::c_ulong {
-        return &[];
-    }
-    // SAFETY: the kernel says that so many headers of this size are there, in a segment that nothing writes
-    // to or unmaps.
-    unsafe { std::slice::from_raw_parts(start as *const libc::Elf64_Phdr, count as usize) }
+/// How far the program lies from where it was linked to, and its headers.
+///
+/// The kernel tells where the headers are, but not where they were to be: of a static program GNU ld does not
+/// say that either (`PT_PHDR`). libc knows, and [tells] of the program before all else.
+///
+/// [tells]: https://man7.org/linux/man-pages/man3/dl_iterate_phdr.3.html
+fn program() -> (usize, &'static [libc::Elf64_Phdr]) {
+    let mut found = (0, &[][..]);
+    // SAFETY: `note` takes what it is called with, and the last argument for what it is.
+    unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut found).cast()) };
+    found
+}
+
+/// Notes the first of what is loaded at `found`, as [`program`] returns it.
+///
+/// # Safety
+/// It is for dl_iterate_phdr(3), with that pointer.
+unsafe extern "C" fn note(
+    info: *mut libc::dl_phdr_info,
+    _size: usize,
+    found: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the struct lives as long as the call, and has had these fields ever since. The headers of the
+    // program are in a segment that nothing writes to or unmaps.
+    let program = unsafe {
+        let (at, count) = ((*info).dlpi_phdr, usize::from((*info).dlpi_phnum));
+        ((*info).dlpi_addr as usize, std::slice::from_raw_parts(at, count))
+    };
+    // SAFETY: `program` passes a pointer to such a pair, which is there until all calls have returned.
+    unsafe { *found.cast::<(usize, &[libc::Elf64_Phdr])>() = program };
+    1 // that is all
 }
 
 #[cfg(test)]
