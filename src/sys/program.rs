@@ -226,3 +226,63 @@ fn call(number: libc::c_long, args: [usize; 4]) -> Result<isize, i32> {
         value => Ok(value),
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::os::fd::AsFd;
+
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+    use super::*;
+    use crate::sys::child;
+
+    /// Nothing behind `dir` answers, as behind a dead network mount: whoever starts a program there waits.
+    struct Hung {
+        dir: tempfile::TempDir,
+        _server: File,
+    }
+
+    impl Hung {
+        fn new() -> Self {
+            let server = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount(Some("hung"), dir.path(), Some("fuse"), flags, Some(&*data)).unwrap();
+            Self { dir, _server: server }
+        }
+    }
+
+    impl Drop for Hung {
+        fn drop(&mut self) {
+            umount2(self.dir.path(), MntFlags::MNT_DETACH).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_read_hangs_nobody_and_can_be_killed() {
+        let hung = Hung::new();
+        let null = File::open("/dev/null").unwrap();
+        let program = Program {
+            path: &hung.dir.path().join("x"),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: Path::new("/"),
+            streams: [null.as_fd(); 3],
+            files: None,
+        };
+        let child = start(program).unwrap();
+        assert!(!child.is_over());
+        child::kill_group(child.pid);
+        let status = loop {
+            match child::is_zombie(child.pid) {
+                Some(status) => break status,
+                None => std::thread::yield_now(),
+            }
+        };
+        assert_eq!(status, 128 + libc::SIGKILL.unsigned_abs());
+        assert!(child.is_over() && child.failure().is_none(), "its plan can be let go");
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child.pid.get()), None);
+    }
+}
