@@ -151,10 +151,11 @@ fn readers_and_a_containerd_that_hang_delay_nobody() {
     thread::sleep(Duration::from_millis(300));
     others_answer_at_once(&shim, "a reader");
     shim.kill_all("c", libc::SIGKILL).unwrap();
+    shim.wait("c", "").unwrap(); // a Delete of what still runs is refused
     thread::scope(|scope| {
         let delete = scope.spawn(|| shim.delete("c", ""));
         others_answer_at_once(&shim, "a reader, under Delete,");
-        drop(delete.join().unwrap());
+        assert_eq!(delete.join().unwrap().unwrap().exit_status, 137);
     });
     others_answer_at_once(&shim, "containerd");
     host.sink.stop();

@@ -13,8 +13,6 @@ use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message, MessageField};
 use ttrpc::{Request, Response};
 
-use super::within;
-
 /// What the sink does with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
@@ -138,8 +136,14 @@ impl EventSink {
     /// Waits for `line` and returns its event.
     #[track_caller]
     pub fn wait_for(&self, line: &str) -> Event {
-        let find = || self.events().into_iter().find(|event| event.line == line);
-        within(super::SOON, &format!("event {line:?} among {:?}", self.lines()), find)
+        let deadline = Instant::now() + super::patient(super::SOON);
+        loop {
+            if let Some(event) = self.events().into_iter().find(|event| event.line == line) {
+                return event;
+            }
+            assert!(Instant::now() < deadline, "no event {line:?} among {:?}", self.lines());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits until exactly `lines` have arrived about container `id`, in that order.
