@@ -8,6 +8,8 @@ mod figures;
 mod limit;
 #[path = "bench/io/pattern.rs"]
 mod pattern;
+#[path = "bench/projection.rs"]
+mod projection;
 
 use args::Args;
 use figures::Summary;
@@ -34,6 +36,22 @@ fn a_summary_is_median_minimum_and_95th_percentile() {
         let summary = Summary::of(&samples);
         assert_eq!(summary.map(|one| (one.median, one.min, one.p95)), expected, "{name}");
     }
+}
+
+#[test]
+fn some_shims_are_projected_to_a_node_and_a_cluster() {
+    let measured = projection::Measured {
+        count: 500.0,
+        pss_mib: 102.4,
+        idle_cpu_ms: 60.0,
+        idle_wake_ups_per_s: 5.0,
+        start_cpu_s: 1.5,
+    };
+    let line = projection::line("berth", measured);
+    assert_eq!(line, "| berth | 0.20 GiB | 2.0 ms | 10 | 3.0 s | 2.0 TiB |\n");
+    let cells = |text: &str| text.matches('|').count();
+    let head = projection::HEAD.lines().next().unwrap();
+    assert_eq!(cells(head), cells(&line));
 }
 
 #[test]

@@ -41,6 +41,7 @@ mod machine;
 mod many;
 mod memory;
 mod meter;
+mod projection;
 mod stats;
 #[path = "../support/mod.rs"]
 #[allow(
@@ -59,7 +60,7 @@ use std::process::ExitCode;
 
 use args::Args;
 use budget::Measured;
-use contest::{Row, Subject};
+use contest::{Line, Row, Subject};
 
 /// A table of its own: some rows, each with the same figures, and the shims that are compared.
 struct Part {
@@ -72,6 +73,8 @@ struct Part {
     runtimes: &'static [&'static str],
     /// Not one that has to be asked for.
     is_usual: bool,
+    /// What else its lines tell.
+    tell: Option<fn(&[Line], &Args) -> String>,
 }
 
 impl Part {
@@ -94,6 +97,7 @@ const PARTS: &[Part] = &[
         rounds: 21,
         runtimes: &["runc", "crun"],
         is_usual: true,
+        tell: None,
     },
     Part {
         name: "exec",
@@ -101,9 +105,10 @@ const PARTS: &[Part] = &[
         figures: exec::FIGURES,
         rows: exec::rows,
         subjects: contest::all,
-        rounds: 7,
+        rounds: 15,
         runtimes: &["runc", "crun"],
         is_usual: true,
+        tell: None,
     },
     Part {
         name: "memory",
@@ -114,6 +119,7 @@ const PARTS: &[Part] = &[
         rounds: 3,
         runtimes: &["runc"],
         is_usual: true,
+        tell: None,
     },
     Part {
         name: "idle",
@@ -124,6 +130,7 @@ const PARTS: &[Part] = &[
         rounds: 1,
         runtimes: &["runc"],
         is_usual: true,
+        tell: None,
     },
     Part {
         name: "delete",
@@ -134,6 +141,7 @@ const PARTS: &[Part] = &[
         rounds: 3,
         runtimes: &["runc"],
         is_usual: true,
+        tell: None,
     },
     Part {
         name: "io",
@@ -144,6 +152,7 @@ const PARTS: &[Part] = &[
         rounds: 7,
         runtimes: &["runc"],
         is_usual: true,
+        tell: None,
     },
     Part {
         name: "stats",
@@ -154,6 +163,7 @@ const PARTS: &[Part] = &[
         rounds: 7,
         runtimes: &["runc"],
         is_usual: true,
+        tell: None,
     },
     Part {
         name: "many",
@@ -164,6 +174,7 @@ const PARTS: &[Part] = &[
         rounds: 1,
         runtimes: &["crun"],
         is_usual: false,
+        tell: Some(many::project),
     },
 ];
 
@@ -227,6 +238,9 @@ fn measure(part: &'static Part, rows: &[Row], runtime: String, args: &Args) -> M
     let lines = contest::hold(rows, &subjects, rounds);
     println!("### {}: {runtime}, {rounds} rounds\n", part.title);
     println!("{}", table::markdown(part.figures, &lines));
+    if let Some(tell) = part.tell {
+        println!("{}", tell(&lines, args));
+    }
     println!("{}", machine::describe(&subjects, &runtime, &load));
     if let Some(path) = &args.json {
         let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();

@@ -5,8 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::args::Args;
-use crate::contest::{Load, Row, Sample, Subject};
+use crate::contest::{Line, Load, Row, Sample, Subject};
 use crate::memory::{self, look};
+use crate::projection::{self, Measured};
 use crate::support::{Host, Shim, Spec, eventually};
 use crate::table::Figure;
 use crate::usage::Usage;
@@ -33,6 +34,25 @@ pub(crate) fn rows(runtime: &str, args: &Args) -> Vec<Row> {
         Some(turn(subject, &runtime, if load == Load::WarmUp { 1 } else { count }, load))
     };
     vec![Row { name: format!("{count} shims"), turn: Box::new(turn) }]
+}
+
+/// What the lines come to on larger nodes.
+pub(crate) fn project(lines: &[Line], args: &Args) -> String {
+    let line = |line: &Line| {
+        let median = |key: &str| {
+            let index = FIGURES.iter().position(|figure| figure.key == key)?;
+            Some(line.summary(index)?.median)
+        };
+        let measured = Measured {
+            count: args.count.into(),
+            pss_mib: median("pss_mib")?,
+            idle_cpu_ms: median("idle_cpu_ms")?,
+            idle_wake_ups_per_s: median("idle_wake_ups_per_s")?,
+            start_cpu_s: median("start_cpu_s")?,
+        };
+        Some(projection::line(&line.subject, measured))
+    };
+    projection::HEAD.to_owned() + &lines.iter().filter_map(line).collect::<String>()
 }
 
 type Running<'h> = (String, Shim<'h>, memory::Ends);
