@@ -237,8 +237,10 @@ impl Watch {
     ///
     /// The process was there when whoever named it had not been reaped, so the first exit behind `named`,
     /// the [`Exit::nth`] of that one, is its own, whoever has the number by now. Else a living process is
-    /// bound first: an exit that was kept under the same number is then another's. Without a living
-    /// process and without an exit, the runtime named a stranger.
+    /// bound first: an exit that was kept under the same number is then another's. But a command that ends
+    /// hands its children over before it can be reaped itself, so that the process may come first; then
+    /// nobody has the number, or somebody who is not ours to wait for, and the last exit under it counts.
+    /// Without one, the runtime named a stranger.
     ///
     /// # Errors
     /// [`Error::Sys`] if `pid` is no process that this daemon can wait for, or one that is claimed:
@@ -249,20 +251,18 @@ impl Watch {
         if let Some(exit) = kept.clone().find(|exit| exit.nth > named) {
             return Ok((Child::ended(pid, exit), None));
         }
-        match pidfd_open(pid) {
+        let stranger = match pidfd_open(pid) {
             // Between here and the next await nothing is reaped, so the claim is of this process.
             Ok(pidfd) if self.is_free(pid) && child::is_ours(pidfd.as_fd()) => {
-                Ok((self.reaper.claim(pid), Some(pidfd)))
+                return Ok((self.reaper.claim(pid), Some(pidfd)));
             }
-            Ok(_) => Err(Error::Sys {
+            Ok(_) => Error::Sys {
                 action: "wait for the process that the runtime named",
                 source: io::Error::from_raw_os_error(libc::ECHILD),
-            }),
-            Err(error) => match kept.next_back() {
-                Some(exit) => Ok((Child::ended(pid, exit), None)),
-                None => Err(Error::sys("bind the process that the runtime named")(error)),
             },
-        }
+            Err(error) => Error::sys("bind the process that the runtime named")(error),
+        };
+        kept.next_back().map(|exit| (Child::ended(pid, exit), None)).ok_or(stranger)
     }
 
     fn is_free(&self, pid: Pid) -> bool {
@@ -313,17 +313,21 @@ mod tests {
     fn an_exit_is_that_of_the_process_that_was_named() {
         let living = Pid::new(i32::try_from(std::process::id()).unwrap()).unwrap();
         let gone = Pid::new(i32::MAX).unwrap();
+        let mut sleep = std::process::Command::new("/bin/sleep").arg("9").spawn().unwrap();
+        let child = Pid::new(i32::try_from(sleep.id()).unwrap()).unwrap();
         // Places and statuses of exits under that pid, the place of whoever named it, and whose it is;
         // this test is no child of itself, so that it cannot be claimed.
         type Exits = &'static [(u64, u32)];
-        let cases: [(_, _, Exits, _, _); 7] = [
+        let cases: [(_, _, Exits, _, _); 9] = [
             ("ended behind", gone, &[(5, 1)], 4, Some(1)),
             ("ended before", gone, &[(3, 1)], 4, Some(1)),
             ("another before", gone, &[(3, 1), (5, 2)], 4, Some(2)),
             ("another behind", gone, &[(5, 1), (6, 2)], 4, Some(1)),
             ("never there", gone, &[], 4, None),
             ("used again", living, &[(3, 1), (5, 2)], 4, Some(2)),
-            ("lives", living, &[(3, 1)], 4, None),
+            ("handed over first, and used again", living, &[(2, 7), (3, 1)], 4, Some(1)),
+            ("a stranger's", living, &[], 4, None),
+            ("lives", child, &[(3, 1)], 4, None),
         ];
         for (name, pid, exits, named, expected) in cases {
             let reaper = Reaper::default();
@@ -336,5 +340,6 @@ mod tests {
                 claimed.and_then(|(mut child, _)| Some(child.exit.try_recv().ok()?.status));
             assert_eq!(status, expected, "{name}");
         }
+        sleep.kill().and_then(|()| sleep.wait()).unwrap();
     }
 }
