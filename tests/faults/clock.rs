@@ -12,7 +12,7 @@ use super::{assert_works, scripted};
 use crate::support::{Code, Host, Shim, Spec, eventually, patient, skipped, timed};
 
 /// Where the wall clock is read, and why that is for people's eyes only.
-const READERS: [(&str, &str); 10] = [
+const READERS: [(&str, &str); 12] = [
     ("container/process.rs", "when a process began and ended, for the management interface"),
     ("delete.rs", "exited_at of a container that nobody has seen end"),
     ("events.rs", "the time of an event"),
@@ -20,8 +20,10 @@ const READERS: [(&str, &str); 10] = [
     ("io/log_file.rs", "the time of a line in a log file"),
     ("log.rs", "the time of a record"),
     ("manage/mod.rs", "when the shim began"),
+    ("node/doctor/leftovers.rs", "how old a file is that may be left behind; doctor looks twice"),
     ("reaper.rs", "exited_at"),
     ("sandbox/held.rs", "created_at of a sandbox"),
+    ("trace/mod.rs", "when a span began"),
     ("wire/sandbox.rs", "the time of a metric"),
 ];
 
